@@ -1,0 +1,1 @@
+"""One foreign system a module. Each translates foreign errors once; adapters do not import each other."""

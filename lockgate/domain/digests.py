@@ -1,0 +1,71 @@
+"""Content digests: the only way anything in Lockgate is named for good."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Digest(str):
+    """`sha256:<64 lowercase hex>`, validated once, when it is made.
+
+    It is a string so that it formats, sorts, hashes and serialises as one, and can never be confused with a tag.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: str) -> Digest:
+        if not _PATTERN.fullmatch(value):
+            raise ValueError(f"not a sha256 digest: {value!r}")
+        return super().__new__(cls, value)
+
+    @property
+    def algorithm(self) -> str:
+        return "sha256"
+
+    @property
+    def hex(self) -> str:
+        """The 64 hex digits without the algorithm."""
+        return self[7:]
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits, for people only: never compared, never used as a name."""
+        return self[7:19]
+
+    @classmethod
+    def from_hex(cls, hex_digits: str) -> Digest:
+        return cls(f"sha256:{hex_digits}")
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> Digest:
+        return cls.from_hex(hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_json(cls, value: Any) -> Digest:
+        """Digest of the canonical JSON of `value` (see `canonical_json`)."""
+        return cls.of_bytes(canonical_json(value))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls,
+            core_schema.str_schema(),
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; NaN and infinities are refused (`ValueError`)."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()

@@ -1,0 +1,117 @@
+"""What was found out about a snapshot or a candidate before it may meet traffic.
+
+Evidence is measured by steps that hold no signing key, judged by `lockgate.domain.gates`, and signed as the predicate of a
+`lockgate.dev/gate/v1` attestation. Every item names its subject by digest.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from lockgate.domain.base import Frozen
+from lockgate.domain.digests import Digest
+
+
+class Severity(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class ScannerStatus(StrEnum):
+    COMPLETED = "completed"
+    NOT_INSTALLED = "not-installed"
+    FAILED = "failed"
+
+
+class ScannerRun(Frozen):
+    """One scanner's work. Only `completed` counts as scanned."""
+
+    name: str
+    version: str | None
+    status: ScannerStatus
+    detail: str = ""
+
+
+class Finding(Frozen):
+    scanner: str
+    rule: str
+    severity: Severity
+    path: str
+    """File in the snapshot, or package in an image."""
+    message: str
+
+
+class ScanEvidence(Frozen):
+    """Scans of one subject (a snapshot's digest, or an image's)."""
+
+    subject: Digest
+    subject_kind: str
+    """`weights`, `image` or `manifests`."""
+    runs: tuple[ScannerRun, ...]
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+class ItemScore(Frozen):
+    """One evaluation item: the same `item` in two evidences is the same question."""
+
+    item: str
+    score: float
+
+
+class TaskScore(Frozen):
+    task: str
+    metric: str
+    score: float
+    items: tuple[ItemScore, ...]
+
+
+class Fingerprint(Frozen):
+    """Where a measurement was made. Benchmarks with different `hardware` are never compared."""
+
+    hardware: Digest
+    cpu: str
+    cores: int
+    gpu: str | None = None
+    engine: str
+    engine_version: str
+    arguments: tuple[str, ...]
+
+
+class EvaluationEvidence(Frozen):
+    subject: Digest
+    """Candidate digest."""
+    suite: Digest
+    """Digest over the task files and data: scores of different suites are never compared."""
+    harness: str
+    """Name and version of the evaluation harness."""
+    tasks: tuple[TaskScore, ...]
+    seconds: float
+
+
+class ProfileResult(Frozen):
+    """One load profile's result; latencies in milliseconds."""
+
+    profile: str
+    completed: int
+    failed: int
+    duration_seconds: float
+    output_tokens_per_second: float
+    requests_per_second: float
+    ttft_ms: dict[str, float]
+    """Keys `mean`, `p50`, `p90`, `p99`."""
+    tpot_ms: dict[str, float]
+    itl_ms: dict[str, float]
+    e2e_ms: dict[str, float]
+
+
+class BenchmarkEvidence(Frozen):
+    subject: Digest
+    """Candidate digest."""
+    generator: str
+    """Name and version of the load generator."""
+    fingerprint: Fingerprint
+    profiles: tuple[ProfileResult, ...]
+    seconds: float

@@ -1,0 +1,159 @@
+"""The state of one model in one environment, as `models/<model>/<env>/release.yaml` in the GitOps repo holds it.
+
+Slots are places (`a`, `b`); stable and canary are roles, and live only here and in the route's weights. So promotion and
+rollback move traffic and restart nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lockgate.domain.base import Frozen
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.spec import CanarySpec
+
+
+class Slot(StrEnum):
+    A = "a"
+    B = "b"
+
+    @property
+    def other(self) -> Slot:
+        return Slot.B if self is Slot.A else Slot.A
+
+
+class Phase(StrEnum):
+    EMPTY = "empty"
+    """Nothing was ever released."""
+    DEPLOYING = "deploying"
+    """A candidate stands in the free slot at weight 0 (a first release: likewise) and is not yet proved ready."""
+    CANARY = "canary"
+    """The candidate takes `weight` percent and is judged."""
+    AWAITING_APPROVAL = "awaiting_approval"
+    """The next raise needs a release manager; the weight stays."""
+    HELD = "held"
+    """A person or a doubt stopped the release; the weight stays until somebody lifts or aborts it."""
+    BAKING = "baking"
+    """Promoted; the old version stays warm in the other slot at weight 0."""
+    STABLE = "stable"
+    """One version, nothing under way."""
+
+
+TERMINAL_PHASES = frozenset({Phase.EMPTY, Phase.STABLE})
+
+
+class Occupant(Frozen):
+    """What stands in a slot."""
+
+    candidate: Candidate
+    release: str
+    """Release id, e.g. `smollm2-20261123-1f2e3d4c`; the same for every transition of one release."""
+    evidence: Digest
+    """Digest of the signed gate attestation's predicate."""
+
+
+class Denied(Frozen):
+    candidate: Digest
+    release: str
+    reason: str
+    verdict: Digest | None = None
+    at: str
+    """RFC 3339 time of the transition."""
+
+
+class VerdictRef(Frozen):
+    """A verdict that led to a transition. The whole report lies beside the state, by digest."""
+
+    step: int
+    weight: int
+    verdict: Literal["pass", "fail", "insufficient_data", "metrics_outage"]
+    report: Digest
+    at: str
+    summary: str
+
+
+class Outcome(StrEnum):
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+    """Ended without blame: an outage, insufficient data, or a person's word. Not denylisted."""
+
+
+class LastRelease(Frozen):
+    release: str
+    candidate: Digest
+    outcome: Outcome
+    reason: str
+    at: str
+
+
+class ReleaseState(Frozen):
+    """Everything a flow needs to go on from Git alone."""
+
+    apiVersion: Literal["lockgate.dev/v1"] = "lockgate.dev/v1"
+    kind: Literal["ReleaseState"] = "ReleaseState"
+    model: str
+    environment: str
+    generation: int = Field(default=0, ge=0)
+    """Grows by one with every transition; a commit that does not follow its predecessor is refused."""
+    phase: Phase = Phase.EMPTY
+    a: Occupant | None = None
+    b: Occupant | None = None
+    stable: Slot | None = None
+    canary: CanarySpec | None = None
+    """How the release under way (or the last one) is raised and judged; frozen when it started."""
+    step: int | None = None
+    """Index into `canary.steps` while in canary, awaiting approval or held."""
+    weight: int = Field(default=0, ge=0, le=100)
+    """Percent of the traffic on the slot that is not stable."""
+    since: str | None = None
+    """RFC 3339 time of the transition into this phase and step: the judge's trace begins here."""
+    held_reason: str | None = None
+    denylist: tuple[Denied, ...] = ()
+    verdicts: tuple[VerdictRef, ...] = ()
+    """Of the release under way, or of the last one."""
+    last: LastRelease | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReleaseState:
+        if self.stable is not None and self.occupant(self.stable) is None:
+            raise ValueError("the stable slot is empty")
+        if self.weight and (self.stable is None or self.occupant(self.stable.other) is None):
+            raise ValueError("weight on an empty slot")
+        if self.phase in TERMINAL_PHASES and self.weight:
+            raise ValueError(f"weight {self.weight} in phase {self.phase}")
+        if self.phase is Phase.CANARY and self.step is None:
+            raise ValueError("a canary without a step")
+        return self
+
+    def occupant(self, slot: Slot) -> Occupant | None:
+        return self.a if slot is Slot.A else self.b
+
+    @property
+    def free_slot(self) -> Slot:
+        """Where the next candidate goes."""
+        return Slot.A if self.stable is None else self.stable.other
+
+    @property
+    def canary_slot(self) -> Slot | None:
+        """The slot of a candidate under way (deploying, canary, awaiting approval, held), if any."""
+        if self.phase in (Phase.EMPTY, Phase.STABLE, Phase.BAKING):
+            return None
+        slot = self.free_slot
+        return slot if self.occupant(slot) is not None else None
+
+    def weights(self) -> dict[Slot, int]:
+        """Traffic weight of each occupied slot; they sum to 100, or all are 0 before the first release is ready."""
+        if self.stable is None:
+            return {s: 0 for s in Slot if self.occupant(s) is not None}
+        weights = {self.stable: 100 - self.weight}
+        if self.occupant(self.stable.other) is not None:
+            weights[self.stable.other] = self.weight
+        return weights
+
+    def is_denied(self, candidate: Digest) -> Denied | None:
+        return next((d for d in self.denylist if d.candidate == candidate), None)

@@ -1,0 +1,192 @@
+"""The release spec: what a user asks Lockgate to release, and how it is to be judged.
+
+One YAML document, `kind: Release`. The spec is read once, when a release starts; what later steps need of it travels in
+the release state, so that editing the file changes nothing about a release on its way.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lockgate.domain.base import Frozen
+from lockgate.domain.images import ImageRef
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+Seconds = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
+class Recipe(StrEnum):
+    """How the weights are quantized. Names follow llm-compressor's schemes: weights/activations, then the method."""
+
+    NONE = "none"
+    W8A8_RTN = "w8a8-rtn"
+    W4A16_RTN = "w4a16-rtn"
+    FP8_DYNAMIC = "fp8-dynamic"
+
+
+class Resources(Frozen):
+    """What one replica asks of its node."""
+
+    cpu: Annotated[int, Field(ge=1)] = 1
+    """Whole cores: the embedded cluster and Kubernetes' static CPU policy give them exclusively."""
+    memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "4Gi"
+    gpu: Annotated[int, Field(ge=0)] = 0
+
+
+class ServingSpec(Frozen):
+    """How the model is served: part of the candidate, so a change here is a release of its own."""
+
+    engine: str = "vllm"
+    served_model_name: str
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    dtype: str | None = None
+    args: tuple[str, ...] = ()
+    """Further engine arguments, verbatim. Arguments that Lockgate owns (host, port, model, name) are refused."""
+    env: dict[str, str] = {}
+    """Environment of the engine. Never secrets: this is committed to Git."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    resources: Resources = Resources()
+    drain_seconds: Annotated[int, Field(ge=1)] = 45
+    """How long streams in flight may go on after the server was told to stop."""
+    pre_stop_seconds: Annotated[int, Field(ge=0)] = 15
+    """How long a stopping server still takes requests, until every gateway has forgotten it."""
+
+
+class EvaluationTask(Frozen):
+    """One lm-eval task and how much worse than stable it may be."""
+
+    name: str
+    metric: str
+    """lm-eval's metric key with its filter, e.g. `exact_match,strip` or `acc,none`."""
+    margin: Annotated[float, Field(ge=0, le=1)]
+    """Non-inferiority margin, absolute, in the metric's unit."""
+    floor: float | None = None
+    """Absolute score below which the task fails whatever stable scores; required for a first release."""
+
+
+class EvaluationSpec(Frozen):
+    tasks: tuple[EvaluationTask, ...] = Field(min_length=1)
+    suite: str = "builtin"
+    """`builtin` for the suite that ships with Lockgate, or a directory of lm-eval YAML tasks."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Items a task at most; none is all."""
+    alpha: Probability = 0.05
+    """Family-wise chance that a candidate exactly at the margin passes."""
+    concurrency: Annotated[int, Field(ge=1)] = 4
+
+
+class BenchmarkProfile(Frozen):
+    """One load: `requests` prompts of `prompt_tokens`, answers of `output_tokens`, at most `concurrency` at once."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    requests: Annotated[int, Field(ge=4)] = 24
+    prompt_tokens: Annotated[int, Field(ge=1)] = 64
+    output_tokens: Annotated[int, Field(ge=1)] = 64
+    concurrency: Annotated[int, Field(ge=1)] = 1
+
+
+class BenchmarkSpec(Frozen):
+    profiles: tuple[BenchmarkProfile, ...] = Field(min_length=1)
+    margin: Annotated[float, Field(gt=0)] = 0.15
+    """How much worse than the stable candidate's on the same hardware a metric may be, relative."""
+    max_failed: Annotated[int, Field(ge=0)] = 0
+    max_ttft_p50_ms: float | None = None
+    max_tpot_p50_ms: float | None = None
+    min_output_tokens_per_second: float | None = None
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> BenchmarkSpec:
+        if len({p.name for p in self.profiles}) != len(self.profiles):
+            raise ValueError("benchmark profile names must be unique")
+        return self
+
+
+class CanaryStep(Frozen):
+    """One raise of the canary's weight."""
+
+    weight: Annotated[int, Field(ge=1, le=100)]
+    """Percent of the requests that the gateway sends to the canary."""
+    judge_latency: bool = True
+    """False for a small safety step: at unequal load a latency comparison is not like with like."""
+    min_seconds: Seconds = 60
+    """A pass is not taken earlier."""
+    max_seconds: Seconds = 600
+    """Time budget: without a verdict by then the step ends as insufficient data."""
+    approval: bool = False
+    """Wait for a release manager before this raise."""
+
+
+class JudgeMargins(Frozen):
+    """What counts as worse. Latencies and length relative, the others in absolute share (0.005 is half a point)."""
+
+    latency: Annotated[float, Field(gt=0)] = 0.10
+    errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    output_length: Annotated[float, Field(gt=0)] = 0.15
+    finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class CanarySpec(Frozen):
+    steps: tuple[CanaryStep, ...] = Field(
+        default=(
+            CanaryStep(weight=5, judge_latency=False),
+            CanaryStep(weight=50),
+        ),
+        min_length=1,
+    )
+    alpha: Probability = 0.01
+    """Chance, over the whole canary, of rolling back a candidate that is no worse than the margins."""
+    margins: JudgeMargins = JudgeMargins()
+    scrape_seconds: Annotated[float, Field(gt=0)] = 2.0
+    on_insufficient_data: Literal["rollback", "hold"] = "hold"
+    outage_budget_seconds: Seconds = 120
+    """Metrics missing for longer than this send the traffic back to stable without denylisting."""
+    ready_seconds: Seconds = 900
+    """How long the candidate may take to become ready in its slot."""
+    bake_seconds: Seconds = 300
+    """How long the old version stays warm after promotion."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanarySpec:
+        weights = [s.weight for s in self.steps]
+        if weights != sorted(set(weights)):
+            raise ValueError("canary steps must rise in weight")
+        return self
+
+
+class ReleaseSpec(Frozen):
+    """All of one release. Read with `ReleaseSpec.model_validate(data)`."""
+
+    apiVersion: Literal["lockgate.dev/v1"] = "lockgate.dev/v1"
+    kind: Literal["Release"] = "Release"
+    model: str
+    """DNS label; names the directory in the GitOps repo and the Kubernetes objects."""
+    environment: str = "local"
+    source: str
+    runtime: ImageRef | None = None
+    """The engine's image. None: the embedded cluster's own runtime, described and pinned by the digest of its lock file."""
+    quantization: Recipe = Recipe.NONE
+    serving: ServingSpec
+    evaluation: EvaluationSpec
+    benchmark: BenchmarkSpec
+    canary: CanarySpec = CanarySpec()
+
+    @field_validator("model", "environment")
+    @classmethod
+    def _label(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(
+                f"{value!r} must be a DNS label of at most 40 characters (a-z, 0-9, -)"
+            )
+        return value
+
+    def merged(self, override: dict[str, Any]) -> ReleaseSpec:
+        """This spec with top-level keys replaced, validated again."""
+        return ReleaseSpec.model_validate({**self.to_data(), **override})
