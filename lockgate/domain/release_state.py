@@ -39,6 +39,8 @@ class Phase(StrEnum):
     """A person or a doubt stopped the release; the weight stays until somebody lifts or aborts it."""
     BAKING = "baking"
     """Promoted; the old version stays warm in the other slot at weight 0."""
+    DRAINING = "draining"
+    """Rolled back or aborted: the candidate has weight 0 and stays in its slot until no request is left in it."""
     STABLE = "stable"
     """One version, nothing under way."""
 
@@ -111,8 +113,15 @@ class ReleaseState(Frozen):
     weight: int = Field(default=0, ge=0, le=100)
     """Percent of the traffic on the slot that is not stable."""
     since: str | None = None
-    """RFC 3339 time of the transition into this phase and step: the judge's trace begins here."""
+    """RFC 3339 time at which this phase and step began: the judge's trace begins here. Waiting for an approval, a hold and
+    its lifting belong to the step they happen in and leave it unchanged."""
+    began: int = Field(default=0, ge=0)
+    """The generation of that transition: names the judge's trace of the step, also after a hold."""
+    resumed: str | None = None
+    """RFC 3339 time at which a hold of this step was lifted: its time budget starts anew, its trace does not."""
     held_reason: str | None = None
+    held_from: Phase | None = None
+    """The phase a held release goes back to when the hold is lifted."""
     denylist: tuple[Denied, ...] = ()
     verdicts: tuple[VerdictRef, ...] = ()
     """Of the release under way, or of the last one."""
@@ -124,10 +133,18 @@ class ReleaseState(Frozen):
             raise ValueError("the stable slot is empty")
         if self.weight and (self.stable is None or self.occupant(self.stable.other) is None):
             raise ValueError("weight on an empty slot")
-        if self.phase in TERMINAL_PHASES and self.weight:
+        if self.phase in (*TERMINAL_PHASES, Phase.DEPLOYING, Phase.DRAINING) and self.weight:
             raise ValueError(f"weight {self.weight} in phase {self.phase}")
         if self.phase is Phase.CANARY and self.step is None:
             raise ValueError("a canary without a step")
+        if (self.phase is Phase.HELD) != (self.held_reason is not None) or (
+            self.phase is Phase.HELD
+        ) != (self.held_from is not None):
+            raise ValueError("a hold needs its reason and the phase it interrupts, nothing else does")
+        for slot, weight in self.weights().items():
+            occupant = self.occupant(slot)
+            if weight and occupant is not None and self.is_denied(occupant.candidate.digest):
+                raise ValueError(f"weight {weight} on a denylisted candidate in slot {slot}")
         return self
 
     def occupant(self, slot: Slot) -> Occupant | None:
@@ -140,11 +157,22 @@ class ReleaseState(Frozen):
 
     @property
     def canary_slot(self) -> Slot | None:
-        """The slot of a candidate under way (deploying, canary, awaiting approval, held), if any."""
-        if self.phase in (Phase.EMPTY, Phase.STABLE, Phase.BAKING):
+        """The slot of a candidate on its way to promotion (deploying, canary, awaiting approval, held), if any."""
+        phase = self.held_from or self.phase
+        if phase in (Phase.EMPTY, Phase.STABLE, Phase.BAKING, Phase.DRAINING):
             return None
         slot = self.free_slot
         return slot if self.occupant(slot) is not None else None
+
+    @property
+    def release_under_way(self) -> str | None:
+        """Id of the release that somebody has to drive on, from the first commit to the emptied slot."""
+        if self.phase in TERMINAL_PHASES:
+            return None
+        baking = Phase.BAKING in (self.phase, self.held_from)
+        slot = self.stable if baking else self.free_slot
+        occupant = self.occupant(slot) if slot is not None else None
+        return occupant.release if occupant is not None else None
 
     def weights(self) -> dict[Slot, int]:
         """Traffic weight of each occupied slot; they sum to 100, or all are 0 before the first release is ready."""

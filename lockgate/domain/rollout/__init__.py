@@ -1,0 +1,38 @@
+"""The rollout: a pure state machine from what Git says and what is seen to the next commit, or to patience."""
+
+from lockgate.domain.rollout.machine import advance, start
+from lockgate.domain.rollout.observations import (
+    AbortRequested,
+    Approval,
+    DenialLifted,
+    HoldLifted,
+    HoldRequested,
+    JudgeVerdict,
+    Look,
+    Observation,
+    Rejection,
+    SlotReadiness,
+    SmokeResult,
+    Verification,
+)
+from lockgate.domain.rollout.transitions import Transition, TransitionKind, Wait
+
+__all__ = [
+    "AbortRequested",
+    "Approval",
+    "DenialLifted",
+    "HoldLifted",
+    "HoldRequested",
+    "JudgeVerdict",
+    "Look",
+    "Observation",
+    "Rejection",
+    "SlotReadiness",
+    "SmokeResult",
+    "Transition",
+    "TransitionKind",
+    "Verification",
+    "Wait",
+    "advance",
+    "start",
+]

@@ -1,0 +1,405 @@
+"""`start` and `advance`: the only two ways a release state changes.
+
+Both are pure. The same state and observation give the same answer, so a driver that died may be followed by another, and a
+driver that is not sure whether its commit landed reads the state and asks again. Nothing here acts: the answer becomes a
+commit, and the cluster follows Git.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from lockgate.domain.release_state import (
+    LastRelease,
+    Occupant,
+    Outcome,
+    Phase,
+    ReleaseState,
+    VerdictRef,
+)
+from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold
+from lockgate.domain.rollout.observations import (
+    AbortRequested,
+    Approval,
+    DenialLifted,
+    HoldLifted,
+    HoldRequested,
+    JudgeVerdict,
+    Look,
+    Observation,
+    Verification,
+)
+from lockgate.domain.rollout.scene import Scene
+from lockgate.domain.rollout.transitions import (
+    Transition,
+    TransitionKind,
+    Wait,
+    parse_time,
+    rfc3339,
+    transition,
+)
+from lockgate.domain.spec import CanarySpec
+from lockgate.errors import Refused
+
+
+def start(
+    state: ReleaseState, occupant: Occupant, canary: CanarySpec, now: datetime
+) -> Transition | Wait:
+    """Put a candidate into the free slot at weight 0.
+
+    Waits (nothing to do) where this release is under way or has ended already, so that a repeated start changes nothing,
+    and where the candidate is stable already. Another attempt at an ended release needs a release id of its own. Raises
+    `Refused` where the candidate is denylisted or another release is under way.
+    """
+    digest = occupant.candidate.digest
+    name = f"{state.model}/{state.environment}"
+    if state.release_under_way == occupant.release:
+        return Wait(reason=f"release {occupant.release} is under way: {state.phase}")
+    if state.last is not None and state.last.release == occupant.release:
+        return Wait(
+            reason=f"release {occupant.release} has ended: {state.last.outcome}: {state.last.reason}",
+            finished=True,
+        )
+    denied = state.is_denied(digest)
+    if denied is not None:
+        raise Refused(
+            f"candidate {digest} is denylisted in {name} since {denied.at} by release {denied.release}: "
+            f"{denied.reason}",
+            hint="release another candidate, or let a named person lift the denial",
+        )
+    stable = state.occupant(state.stable) if state.stable is not None else None
+    if stable is not None and stable.candidate.digest == digest:
+        return Wait(reason=f"candidate {digest} is stable in {name} already", finished=True)
+    if state.release_under_way is not None:
+        raise Refused(
+            f"release {state.release_under_way} is under way in {name}: {state.phase}",
+            hint="wait until it has ended, or abort it",
+        )
+    slot = state.free_slot
+    changes: dict[str, Any] = {
+        **RELEASE_CLEARED,
+        slot.value: occupant,
+        "phase": Phase.DEPLOYING,
+        "canary": canary,
+        "since": rfc3339(now),
+        "began": state.generation + 1,
+        "verdicts": (),
+    }
+    return transition(
+        TransitionKind.DEPLOY,
+        state,
+        changes,
+        occupant,
+        f"deploy {occupant.release} to slot {slot} at weight 0",
+    )
+
+
+def advance(state: ReleaseState, observation: Observation, now: datetime) -> Transition | Wait:
+    """What follows from one observation. Never raises for an observation that is late, doubled or about something else:
+    those wait (`stale` or `finished`)."""
+    if isinstance(observation, DenialLifted):
+        return _lift_denial(state, observation)
+    if not isinstance(observation, Look):
+        return _obey(state, observation, now)
+    if observation.generation != state.generation:
+        return Wait(
+            reason=f"the look is of generation {observation.generation}, the state is at {state.generation}",
+            stale=True,
+        )
+    if state.release_under_way is None:
+        return Wait(reason="nothing is under way", finished=True)
+    scene = Scene(state, now, observation.a, observation.b, observation.blind_seconds)
+    return _LOOKED[state.phase](scene, observation)
+
+
+def _deploying(scene: Scene, look: Look) -> Transition | Wait:
+    ended = end_if_in_danger(scene, look)
+    if ended is not None:
+        return ended
+    missing = _unproved(scene, look)
+    if missing is None:
+        return _raise(scene, look, None)
+    if scene.budget_used() > scene.spec.ready_seconds:
+        return end(scene, f"not ready within {scene.spec.ready_seconds:.0f} s: {missing}")
+    return Wait(reason=missing, until=scene.at(scene.spec.ready_seconds))
+
+
+def _canary(scene: Scene, look: Look) -> Transition | Wait:
+    ended = end_if_in_danger(scene, look)
+    if ended is not None:
+        return ended
+    step = scene.spec.steps[scene.state.step or 0]
+    verdict = look.verdict
+    used = scene.budget_used()
+    overdue = used > step.max_seconds + scene.spec.outage_budget_seconds
+    if verdict is not None and verdict.verdict == "pass":
+        if scene.elapsed() < step.min_seconds:
+            return Wait(
+                reason=f"passed; not before {step.min_seconds:.0f} s",
+                until=scene.at(step.min_seconds, budget=False),
+            )
+        missing = _unproved(scene, look)
+        if missing is None:
+            return _raise(scene, look, verdict)
+        if overdue:
+            return hold(scene, f"passed, but the next raise cannot be proved safe: {missing}")
+        return Wait(reason=f"passed; {missing}", page=f"{scene.subject.release}: {missing}")
+    if verdict is not None and verdict.verdict == "metrics_outage" and not overdue:
+        return Wait(reason=f"metrics outage: {verdict.summary}")
+    if used < step.max_seconds:
+        reason = verdict.summary if verdict is not None else "no verdict yet"
+        return Wait(reason=reason, until=scene.at(step.max_seconds))
+    doubt = f"no verdict within {step.max_seconds:.0f} s"
+    if verdict is not None:
+        doubt += f": {verdict.summary}"
+    ref = scene.verdict_ref(verdict) if verdict is not None else None
+    if scene.spec.on_insufficient_data == "rollback":
+        return end(scene, doubt, verdict=ref)
+    return hold(scene, doubt, verdict=ref)
+
+
+def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
+    ended = end_if_in_danger(scene, look)
+    if ended is not None:
+        return ended
+    if _approval(scene, look) is None:
+        return Wait(reason=f"step {_target(scene) + 1} waits for approval")
+    missing = _unproved(scene, look)
+    if missing is not None:
+        return Wait(
+            reason=f"approved; {missing}",
+            page=f"{scene.subject.release} is approved, but {missing}",
+        )
+    return _raise(scene, look, None)
+
+
+def _held(scene: Scene, look: Look) -> Transition | Wait:
+    return end_if_in_danger(scene, look) or Wait(reason=f"held: {scene.state.held_reason}")
+
+
+def _baking(scene: Scene, look: Look) -> Transition | Wait:
+    ended = end_if_in_danger(scene, look)
+    if ended is not None:
+        return ended
+    bake = scene.spec.bake_seconds
+    if scene.budget_used() < bake:
+        return Wait(reason="baking", until=scene.at(bake))
+    seen = scene.subject_readiness
+    if seen is None or not seen.fit(scene.subject.candidate.digest):
+        return Wait(
+            reason="the bake is over, but the new version is not seen to be ready: the old one stays",
+            page=f"{scene.subject.release} is not ready at the end of its bake",
+        )
+    return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
+
+
+def _draining(scene: Scene, look: Look) -> Transition | Wait:
+    return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+
+
+_LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
+    Phase.DEPLOYING: _deploying,
+    Phase.CANARY: _canary,
+    Phase.AWAITING_APPROVAL: _awaiting_approval,
+    Phase.HELD: _held,
+    Phase.BAKING: _baking,
+    Phase.DRAINING: _draining,
+}
+
+
+def _unproved(scene: Scene, look: Look) -> str | None:
+    """What is missing before the candidate may get (more) traffic; None when all is proved by this very look."""
+    digest = scene.subject.candidate.digest
+    seen = scene.subject_readiness
+    if seen is None:
+        return "the candidate is not seen in its slot"
+    if not seen.fit(digest):
+        return "the candidate is not ready in full size"
+    stable = scene.state.occupant(scene.state.stable) if scene.state.stable is not None else None
+    if stable is not None:
+        if scene.fallback_fit() is not True:
+            return (
+                "the stable slot, to which a rollback would return, is not seen ready in full size"
+            )
+        if not _verified(look.fallback_verification, stable):
+            return "the stable candidate, to which a rollback would return, is not verified"
+    if scene.state.step is None and (
+        look.smoke is None or look.smoke.candidate != digest or not look.smoke.ok
+    ):
+        return "no smoke generation yet"
+    return None if _verified(look.verification, scene.subject) else "the candidate is not verified"
+
+
+def _verified(checked: Verification | None, occupant: Occupant) -> bool:
+    return checked is not None and checked.ok and checked.candidate == occupant.candidate.digest
+
+
+def _target(scene: Scene) -> int:
+    """Index of the step that comes next; the number of steps for promotion."""
+    return 0 if scene.state.step is None else scene.state.step + 1
+
+
+def _approval(scene: Scene, look: Look) -> Approval | None:
+    """The approval of the next raise in this look, if it is one and still holds."""
+    yes = look.decision
+    if not isinstance(yes, Approval):
+        return None
+    subject = scene.subject
+    wanted = (subject.release, subject.candidate.digest, _target(scene))
+    if (yes.release, yes.candidate, yes.step) != wanted:
+        return None
+    if yes.expires is not None and parse_time(yes.expires) <= scene.now:
+        return None
+    return yes
+
+
+def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition | Wait:
+    """On to the next step, all being proved: more traffic, the wait for an approval, or promotion."""
+    state, subject, steps = scene.state, scene.subject, scene.spec.steps
+    target = _target(scene)
+    ref: VerdictRef | None = scene.verdict_ref(passed) if passed is not None else None
+    changes: dict[str, Any] = {}
+    if ref is not None:
+        changes["verdicts"] = (*state.verdicts, ref)
+    reason = passed.summary if passed is not None else ""
+    needs_approval = target < len(steps) and steps[target].approval
+    approval = _approval(scene, look) if needs_approval else None
+    if needs_approval and approval is None:
+        changes["phase"] = Phase.AWAITING_APPROVAL
+        return transition(
+            TransitionKind.AWAIT,
+            state,
+            changes,
+            subject,
+            f"{subject.release} waits for approval of step {target + 1} ({steps[target].weight}%)",
+            reason=reason,
+            verdict=ref,
+        )
+    approved_by = approval.by if approval is not None else None
+    at = rfc3339(scene.now)
+    changes |= {**RELEASE_CLEARED, "since": at, "began": state.generation + 1}
+    if state.stable is None or target == len(steps):
+        first = state.stable is None
+        changes |= {
+            "phase": Phase.STABLE if first else Phase.BAKING,
+            "stable": scene.subject_slot,
+            "last": LastRelease(
+                release=subject.release,
+                candidate=subject.candidate.digest,
+                outcome=Outcome.PROMOTED,
+                reason="first release" if first else "every step passed",
+                at=at,
+            ),
+        }
+        what = f"promote {subject.release}: slot {scene.subject_slot} takes all traffic"
+        return transition(
+            TransitionKind.PROMOTE,
+            state,
+            changes,
+            subject,
+            what,
+            reason=reason,
+            verdict=ref,
+            approved_by=approved_by,
+        )
+    changes |= {"phase": Phase.CANARY, "step": target, "weight": steps[target].weight}
+    return transition(
+        TransitionKind.RAISE,
+        state,
+        changes,
+        subject,
+        f"raise {subject.release} to {steps[target].weight}% (step {target + 1} of {len(steps)})",
+        reason=reason,
+        verdict=ref,
+        approved_by=approved_by,
+    )
+
+
+def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
+    """Empty the slot without traffic, once no request can be left in it.
+
+    Where the gateway is seen to carry out the weight 0, its last streams get the drain time of the serving spec. Where that
+    cannot be seen, the allowance for stopping servers and for outages is added.
+    """
+    state = scene.state
+    if state.stable is None:
+        raise ValueError(f"phase {state.phase} without a stable slot")
+    idle = state.stable.other
+    occupant = state.occupant(idle)
+    if occupant is None:
+        raise ValueError(f"phase {state.phase} with the idle slot empty")
+    serving = occupant.candidate.serving
+    needed: float = serving.drain_seconds
+    if look.live_generation is None or look.live_generation < state.began:
+        needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
+    if scene.elapsed() < needed:
+        return Wait(
+            reason=f"slot {idle} drains: {needed:.0f} s", until=scene.at(needed, budget=False)
+        )
+    changes: dict[str, Any] = {
+        **RELEASE_CLEARED,
+        idle.value: None,
+        "phase": Phase.STABLE,
+        "since": rfc3339(scene.now),
+        "began": state.generation + 1,
+    }
+    return transition(
+        TransitionKind.FINISH, state, changes, scene.subject, f"{what}; slot {idle} is emptied"
+    )
+
+
+def _obey(
+    state: ReleaseState, asked: HoldRequested | HoldLifted | AbortRequested, now: datetime
+) -> Transition | Wait:
+    under_way = state.release_under_way
+    if under_way != asked.release:
+        return Wait(
+            reason=f"release {asked.release} is not under way ({under_way or 'nothing is'})",
+            stale=True,
+            finished=under_way is None,
+        )
+    if state.phase is Phase.DRAINING:
+        return Wait(reason=f"release {asked.release} has ended; its slot drains", finished=True)
+    if isinstance(asked, AbortRequested):
+        scene = Scene(state, now, asked.a, asked.b)
+        reason = f"{asked.reason} (asked by {asked.by})"
+        return end(scene, reason, deny=asked.deny, requested_by=asked.by)
+    scene = Scene(state, now, None, None)
+    if isinstance(asked, HoldRequested):
+        return hold(scene, f"{asked.reason} (asked by {asked.by})", requested_by=asked.by)
+    if state.held_from is None:
+        return Wait(reason=f"release {asked.release} is not held", finished=True)
+    return transition(
+        TransitionKind.LIFT,
+        state,
+        {
+            "phase": state.held_from,
+            "held_reason": None,
+            "held_from": None,
+            "resumed": rfc3339(now),
+        },
+        scene.subject,
+        f"lift the hold of {asked.release}",
+        reason=asked.reason,
+        requested_by=asked.by,
+    )
+
+
+def _lift_denial(state: ReleaseState, asked: DenialLifted) -> Transition | Wait:
+    denied = state.is_denied(asked.candidate)
+    if denied is None:
+        return Wait(reason=f"candidate {asked.candidate} is not denylisted", finished=True)
+    occupants = [state.occupant(slot) for slot in (state.free_slot, state.free_slot.other)]
+    if any(o is not None and o.candidate.digest == asked.candidate for o in occupants):
+        return Wait(reason="the candidate is still in its slot: wait until it is drained")
+    return transition(
+        TransitionKind.PARDON,
+        state,
+        {"denylist": tuple(d for d in state.denylist if d.candidate != asked.candidate)},
+        denied,
+        f"lift the denial of {asked.candidate.short}: {asked.reason}",
+        reason=f"{asked.reason}\n\nIt was denied at {denied.at}: {denied.reason}",
+        requested_by=asked.by,
+    )
