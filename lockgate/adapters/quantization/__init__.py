@@ -1,0 +1,6 @@
+"""Quantization by llm-compressor and conversion of GGUF files, each in a process of the quantization environment."""
+
+from lockgate.adapters.quantization.convert import ModelCard, convert_gguf
+from lockgate.adapters.quantization.quantize import quantize
+
+__all__ = ["ModelCard", "convert_gguf", "quantize"]
