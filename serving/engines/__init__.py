@@ -1,0 +1,1 @@
+"""Serving engines. One module each, found by name in `serving.engines.registry`."""

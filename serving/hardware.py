@@ -1,0 +1,64 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import Fingerprint
+from lockgate.domain.spec import ServingSpec
+from serving.engines.base import Engine
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass  # not Linux, or hidden: the platform module's word has to do
+    return platform.processor() or platform.machine()
+
+
+def gpu_model() -> str | None:
+    """Names of the NVIDIA GPUs that the driver shows, or none."""
+    names = []
+    for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in info.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "Model":
+                names.append(value.strip())
+    return ", ".join(names) or None
+
+
+def fingerprint(
+    engine: Engine, serving: ServingSpec, *, python: Path, cores: tuple[int, ...]
+) -> Fingerprint:
+    """Hardware, engine and arguments of a server that runs on `cores`.
+
+    The hardware digest covers the kind of machine and how much of it the server had, not which cores those were.
+    """
+    cpu, gpu = cpu_model(), gpu_model()
+    hardware = {
+        "cpu": cpu,
+        "machine": platform.machine(),
+        "machine_cores": os.cpu_count(),
+        "cores": len(cores),
+        "gpu": gpu,
+    }
+    return Fingerprint(
+        hardware=Digest.of_json(hardware),
+        cpu=cpu,
+        cores=len(cores),
+        gpu=gpu,
+        engine=engine.name,
+        engine_version=engine.version(python),
+        # The address is left out of the comparison by always being a pod's.
+        arguments=tuple(
+            engine.arguments(serving, model_path="/models", host="0.0.0.0", port=engine.port)
+        ),
+    )

@@ -1,0 +1,100 @@
+"""CPU cores for model servers, one owner each, on one machine.
+
+A core is owned by holding a `flock` on a file of its own. The lock is given on to the server by inheritance of the file
+descriptor, so it is released by the kernel when the server ends, whoever was killed before. Every cluster and test server
+of a user shares the pool. Where no core is free, cores are shared evenly: level 0 of a core is its exclusive owner's,
+level 1 the first sharer's, and so on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockgate.errors import ServingError
+
+_LEVELS = 64
+
+
+@dataclass
+class CpuLease:
+    """Cores lent to one server. `close()` drops this process's share of the locks, not that of a child."""
+
+    cores: tuple[int, ...]
+    exclusive: bool
+    fds: tuple[int, ...]
+    _closed: bool = field(default=False, repr=False)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for fd in self.fds:
+                os.close(fd)
+
+    def __enter__(self) -> CpuLease:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def default_directory() -> Path:
+    """Where the locks of this user's machine-wide pool lie."""
+    return Path(tempfile.gettempdir()) / f"lockgate-cpus-{os.getuid()}"
+
+
+class CpuPool:
+    """The cores this process may run on (or `cores`), lent out by locks in `directory`."""
+
+    def __init__(
+        self, directory: Path | None = None, *, cores: Sequence[int] | None = None
+    ) -> None:
+        self.directory = directory or default_directory()
+        self.cores = tuple(sorted(os.sched_getaffinity(0) if cores is None else cores))
+
+    def acquire(self, count: int) -> CpuLease:
+        """`count` cores: exclusive ones if that many are free, else the least shared. Never waits.
+
+        More cores than there are give all there are. `ServingError` if the pool's directory cannot be used.
+        """
+        count = min(count, len(self.cores))
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.directory.stat().st_uid != os.getuid():
+                raise PermissionError(f"{self.directory} belongs to another user")
+            taken: dict[int, int] = {}
+            for level in range(_LEVELS):
+                for core in self.cores:
+                    if core in taken or len(taken) == count:
+                        continue
+                    fd = self._lock(core, level)
+                    if fd is not None:
+                        taken[core] = fd
+                if len(taken) == count:
+                    return CpuLease(tuple(sorted(taken)), level == 0, tuple(taken.values()))
+        except OSError as error:
+            raise ServingError(
+                f"the CPU pool {self.directory} cannot be used: {error}",
+                hint="remove that directory, or set TMPDIR to one that is writable",
+            ) from error
+        raise ServingError(f"more than {_LEVELS} servers share each core")
+
+    def _lock(self, core: int, level: int) -> int | None:
+        fd = os.open(
+            self.directory / f"core-{core}.{level}",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
