@@ -1,0 +1,51 @@
+# Targets a newcomer needs: `make demo`, `make test`. Everything is installed into .venv and the cache; no root.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 \
+	&& $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && exit; done; echo python3)
+ENVIRONMENTS := $(PYTHON) -m lockgate.environments
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: setup demo test check lint unit format locks clean
+
+setup: ## the orchestrator environment: .venv/bin/lockgate works
+	$(ENVIRONMENTS) orchestrator
+
+demo: setup ## four releases of a real model on this machine, with a report at the end
+	$(ENVIRONMENTS) serving quantization demo-model kubectl
+	$(BIN)/lockgate demo
+
+test: dev ## every test, with real vLLM, Envoy, Prefect and a registry
+	$(ENVIRONMENTS) serving quantization demo-model kubectl
+	LOCKGATE_TESTS_LEAVE_OUT="$$(scripts/test-prerequisites)" && export LOCKGATE_TESTS_LEAVE_OUT \
+	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
+
+check: lint unit ## what a change must pass before it is committed, in a minute
+
+lint: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: dev
+	$(BIN)/pytest tests/unit -q -n 2 $(PYTEST_ARGS)
+
+format: dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+locks: ## resolve again; LOCKS_ARGS=--upgrade moves every pin
+	$(PYTHON) scripts/make-locks $(LOCKS_ARGS)
+
+clean: ## what builds and checks leave in the clone; the shared cache stays
+	rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: dev
+dev:
+	$(ENVIRONMENTS) orchestrator --dev
