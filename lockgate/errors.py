@@ -122,5 +122,9 @@ class ClusterError(LockgateError):
     """The cluster (embedded or Kubernetes) cannot be observed or started."""
 
 
+class ReportError(LockgateError):
+    """A report could not be written."""
+
+
 class EnvironmentMissing(LockgateError):
     """A Python environment or an external program that a step needs is not installed."""
