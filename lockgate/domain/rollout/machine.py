@@ -21,16 +21,14 @@ from lockgate.domain.release_state import (
 )
 from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold
 from lockgate.domain.rollout.observations import (
-    AbortRequested,
     Approval,
     DenialLifted,
-    HoldLifted,
-    HoldRequested,
     JudgeVerdict,
     Look,
     Observation,
     Verification,
 )
+from lockgate.domain.rollout.requests import lift_denial, obey
 from lockgate.domain.rollout.scene import Scene
 from lockgate.domain.rollout.transitions import (
     Transition,
@@ -100,9 +98,9 @@ def advance(state: ReleaseState, observation: Observation, now: datetime) -> Tra
     """What follows from one observation. Never raises for an observation that is late, doubled or about something else:
     those wait (`stale` or `finished`)."""
     if isinstance(observation, DenialLifted):
-        return _lift_denial(state, observation)
+        return lift_denial(state, observation)
     if not isinstance(observation, Look):
-        return _obey(state, observation, now)
+        return obey(state, observation, now)
     if observation.generation != state.generation:
         return Wait(
             reason=f"the look is of generation {observation.generation}, the state is at {state.generation}",
@@ -347,59 +345,4 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
     }
     return transition(
         TransitionKind.FINISH, state, changes, scene.subject, f"{what}; slot {idle} is emptied"
-    )
-
-
-def _obey(
-    state: ReleaseState, asked: HoldRequested | HoldLifted | AbortRequested, now: datetime
-) -> Transition | Wait:
-    under_way = state.release_under_way
-    if under_way != asked.release:
-        return Wait(
-            reason=f"release {asked.release} is not under way ({under_way or 'nothing is'})",
-            stale=True,
-            finished=under_way is None,
-        )
-    if state.phase is Phase.DRAINING:
-        return Wait(reason=f"release {asked.release} has ended; its slot drains", finished=True)
-    if isinstance(asked, AbortRequested):
-        scene = Scene(state, now, asked.a, asked.b)
-        reason = f"{asked.reason} (asked by {asked.by})"
-        return end(scene, reason, deny=asked.deny, requested_by=asked.by)
-    scene = Scene(state, now, None, None)
-    if isinstance(asked, HoldRequested):
-        return hold(scene, f"{asked.reason} (asked by {asked.by})", requested_by=asked.by)
-    if state.held_from is None:
-        return Wait(reason=f"release {asked.release} is not held", finished=True)
-    return transition(
-        TransitionKind.LIFT,
-        state,
-        {
-            "phase": state.held_from,
-            "held_reason": None,
-            "held_from": None,
-            "resumed": rfc3339(now),
-        },
-        scene.subject,
-        f"lift the hold of {asked.release}",
-        reason=asked.reason,
-        requested_by=asked.by,
-    )
-
-
-def _lift_denial(state: ReleaseState, asked: DenialLifted) -> Transition | Wait:
-    denied = state.is_denied(asked.candidate)
-    if denied is None:
-        return Wait(reason=f"candidate {asked.candidate} is not denylisted", finished=True)
-    occupants = [state.occupant(slot) for slot in (state.free_slot, state.free_slot.other)]
-    if any(o is not None and o.candidate.digest == asked.candidate for o in occupants):
-        return Wait(reason="the candidate is still in its slot: wait until it is drained")
-    return transition(
-        TransitionKind.PARDON,
-        state,
-        {"denylist": tuple(d for d in state.denylist if d.candidate != asked.candidate)},
-        denied,
-        f"lift the denial of {asked.candidate.short}: {asked.reason}",
-        reason=f"{asked.reason}\n\nIt was denied at {denied.at}: {denied.reason}",
-        requested_by=asked.by,
     )
