@@ -84,7 +84,4 @@ def convert_gguf(
                 path = staging / name
                 path.write_text(text, encoding="utf-8")
                 path.chmod(0o644)
-        report = report_of(
-            "gguf-to-safetensors", seed, result, time.monotonic() - began, log
-        )
-    return report
+        return report_of("gguf-to-safetensors", seed, result, time.monotonic() - began, log)

@@ -31,9 +31,7 @@ def report_of(
             }
         )
     except (ValidationError, KeyError, TypeError) as error:
-        raise QuantizationError(
-            "the worker's result cannot be read", log=log
-        ) from error
+        raise QuantizationError("the worker's result cannot be read", log=log) from error
 
 
 def quantize(
@@ -57,9 +55,7 @@ def quantize(
     if recipe is Recipe.NONE:
         raise UsageError("recipe `none` quantizes nothing: use the source as it is")
     if not (source_dir / "config.json").is_file():
-        raise QuantizationError(
-            f"{source_dir} has no config.json: not a Hugging Face directory"
-        )
+        raise QuantizationError(f"{source_dir} has no config.json: not a Hugging Face directory")
     began = time.monotonic()
     with staged(target_dir) as staging:
         result = run_worker(
@@ -76,5 +72,4 @@ def quantize(
             threads=threads,
             timeout=timeout,
         )
-        report = report_of(recipe.value, seed, result, time.monotonic() - began, log)
-    return report
+        return report_of(recipe.value, seed, result, time.monotonic() - began, log)

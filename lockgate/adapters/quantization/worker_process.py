@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,32 +84,24 @@ def run_worker(
         try:
             assert process.stdin is not None and process.stdout is not None
             line = json.dumps({**job, "seed": seed, "threads": threads}) + "\n"
-            try:
+            # One that died at once has its exit status told below.
+            with suppress(BrokenPipeError):
                 process.stdin.write(line.encode())
                 process.stdin.flush()
-            except BrokenPipeError:
-                pass  # it died at once: the exit status below says so
             return _follow(process, process.stdout, log, progress, timeout)
         finally:
             _end_group(process)
             for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    _close_quietly(pipe)
-
-
-def _close_quietly(pipe: IO[bytes]) -> None:
-    try:
-        pipe.close()
-    except BrokenPipeError:
-        pass  # unsent bytes for a process that is gone
+                # Closing flushes, which a process that is gone cannot take.
+                with suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     # Before the leader is reaped its group id cannot be taken by another process.
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
+import torch
 from worker_channel import Channel, Unusable, run  # type: ignore[import-not-found]
 from worker_output import (  # type: ignore[import-not-found]
     be_deterministic,
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"
 
 def metadata(source: Path) -> dict[str, Any]:
     """The scalar metadata of a GGUF file that the tokenizer needs."""
-    from gguf import GGUFReader  # type: ignore[import-not-found]
+    from gguf import GGUFReader
 
     fields = GGUFReader(source).fields
     names = [f"tokenizer.ggml.{kind}_token_id" for kind in SPECIAL_TOKENS.values()]
@@ -46,7 +46,7 @@ def restore_tokenizer(tokenizer: Any, facts: dict[str, Any]) -> None:
     if facts.get("tokenizer.ggml.model") == "gpt2" and DIGITS_ALONE.get(
         facts.get("tokenizer.ggml.pre", "")
     ):
-        from tokenizers import pre_tokenizers  # type: ignore[import-not-found]
+        from tokenizers import pre_tokenizers
 
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -71,7 +71,7 @@ def convert(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     source, target = Path(job["source"]), Path(job["target"])
     be_deterministic(job["seed"], job["threads"])
     channel.progress("import", 0.02, "loading transformers")
-    import transformers  # type: ignore[import-not-found]
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     channel.progress("load", 0.1, f"dequantizing {source.name}")

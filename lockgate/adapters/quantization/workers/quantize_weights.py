@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
+import torch
 from worker_channel import Channel, Unusable, run  # type: ignore[import-not-found]
 from worker_output import (  # type: ignore[import-not-found]
     WEIGHT_ENDINGS,
@@ -38,14 +38,12 @@ def fitting_group_size(layers: dict[str, Any]) -> int:
     for size in GROUP_SIZES:
         if all(width % size == 0 for width in widths):
             return size
-    raise Unusable(
-        f"no group size of {GROUP_SIZES} divides all layer widths {sorted(widths)}"
-    )
+    raise Unusable(f"no group size of {GROUP_SIZES} divides all layer widths {sorted(widths)}")
 
 
 def scheme(recipe: str, group_size: int | None) -> Any:
     """The quantization scheme of a recipe; all are symmetric, dynamic where activations are quantized."""
-    from compressed_tensors.quantization import (  # type: ignore[import-not-found]
+    from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationScheme,
     )
@@ -57,14 +55,10 @@ def scheme(recipe: str, group_size: int | None) -> Any:
         "observer": None,
     }
     if recipe == "w8a8-rtn":
-        weights = QuantizationArgs(
-            num_bits=8, type="int", strategy="channel", symmetric=True
-        )
+        weights = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True)
         activations = QuantizationArgs(num_bits=8, type="int", **per_token)
     elif recipe == "fp8-dynamic":
-        weights = QuantizationArgs(
-            num_bits=8, type="float", strategy="channel", symmetric=True
-        )
+        weights = QuantizationArgs(num_bits=8, type="float", strategy="channel", symmetric=True)
         activations = QuantizationArgs(num_bits=8, type="float", **per_token)
     elif recipe == "w4a16-rtn":
         weights = QuantizationArgs(
@@ -77,14 +71,10 @@ def scheme(recipe: str, group_size: int | None) -> Any:
         activations = None
     else:
         raise Unusable(f"unknown recipe {recipe!r}")
-    return QuantizationScheme(
-        targets=["Linear"], weights=weights, input_activations=activations
-    )
+    return QuantizationScheme(targets=["Linear"], weights=weights, input_activations=activations)
 
 
-def expected_bytes(
-    model: Any, layers: dict[str, Any], bits: int, group_size: int | None
-) -> int:
+def expected_bytes(model: Any, layers: dict[str, Any], bits: int, group_size: int | None) -> int:
     """Predicted bytes of the weights: quantized layers at `bits`, their scales and shapes, the rest as it is."""
     seen: set[int] = set()
     total = 0
@@ -107,9 +97,7 @@ def carry_over(source: Path, target: Path) -> None:
         relative = path.relative_to(source)
         if not path.is_file() or path.is_symlink():
             continue
-        if path.suffix in WEIGHT_ENDINGS or path.name.endswith(
-            ".safetensors.index.json"
-        ):
+        if path.suffix in WEIGHT_ENDINGS or path.name.endswith(".safetensors.index.json"):
             continue
         if str(relative) == "config.json":
             continue
@@ -122,10 +110,10 @@ def quantize(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     source, target, recipe = Path(job["source"]), Path(job["target"]), job["recipe"]
     be_deterministic(job["seed"], job["threads"])
     channel.progress("import", 0.02, "loading llm-compressor")
-    import llmcompressor  # type: ignore[import-not-found]
-    import transformers  # type: ignore[import-not-found]
+    import llmcompressor
+    import transformers
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import (  # type: ignore[import-not-found]
+    from llmcompressor.modifiers.quantization import (
         QuantizationModifier,
     )
 
@@ -159,9 +147,7 @@ def quantize(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     tensors, elements = check_tensors(target)
     size = weight_bytes(target)
     if not 0.97 * expected <= size <= 1.03 * expected + 2**20:
-        raise Unusable(
-            f"{size} bytes of weights were written, {expected} were expected"
-        )
+        raise Unusable(f"{size} bytes of weights were written, {expected} were expected")
     channel.progress("check", 0.8, "loading the result")
     answer = check_loads(target)
     details: dict[str, Any] = {

@@ -64,7 +64,7 @@ def run(work: Callable[[dict[str, Any], Channel], dict[str, Any]]) -> None:
     except Unusable as error:
         channel.send({"event": "error", "kind": "unusable", "message": str(error)})
         status = 1
-    except BaseException as error:  # noqa: BLE001 - it is reported, and the process ends
+    except BaseException as error:
         traceback.print_exc()
         channel.send(
             {

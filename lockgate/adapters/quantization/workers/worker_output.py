@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
-from safetensors import safe_open  # type: ignore[import-not-found]
+import torch
+from safetensors import safe_open
 from worker_channel import Unusable  # type: ignore[import-not-found]
 
 WEIGHT_ENDINGS = (
@@ -66,9 +66,7 @@ def canonical_config(directory: Path, dtype: str | None = None) -> None:
 
 def weight_bytes(directory: Path) -> int:
     """Bytes of all weight files."""
-    return sum(
-        p.stat().st_size for p in directory.iterdir() if p.suffix in WEIGHT_ENDINGS
-    )
+    return sum(p.stat().st_size for p in directory.iterdir() if p.suffix in WEIGHT_ENDINGS)
 
 
 def check_tensors(directory: Path) -> tuple[int, int]:
@@ -95,7 +93,7 @@ def check_tensors(directory: Path) -> tuple[int, int]:
 
 def check_loads(directory: Path) -> dict[str, Any]:
     """The directory loads as a model, no weight missing, and its answer to a prompt is finite and not constant."""
-    from transformers import (  # type: ignore[import-not-found]
+    from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
     )
@@ -107,9 +105,7 @@ def check_loads(directory: Path) -> dict[str, Any]:
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         keys = sorted(str(k) for k in info.get(kind) or ())
         if keys:
-            raise Unusable(
-                f"the written model does not load whole: {kind}: {', '.join(keys[:5])}"
-            )
+            raise Unusable(f"the written model does not load whole: {kind}: {', '.join(keys[:5])}")
     model.eval()
     inputs = tokenizer(PROMPT, return_tensors="pt")
     with torch.inference_mode():
