@@ -1,0 +1,19 @@
+"""The manifests of a release state, fully rendered.
+
+A slot's manifests are a function of its candidate, the base and the components at the time the candidate came into the
+slot. They are kept byte for byte as long as that candidate stands there: an edit of a base reaches production only with a
+new candidate, and a change of weights (a rollback above all) touches the route alone and needs no kustomize.
+"""
+
+from serving.manifests.names import CANDIDATE_ANNOTATION, SLOT_HEADER, namespace, slot_name
+from serving.manifests.render import render
+from serving.manifests.slots import check_deployment
+
+__all__ = [
+    "CANDIDATE_ANNOTATION",
+    "SLOT_HEADER",
+    "check_deployment",
+    "namespace",
+    "render",
+    "slot_name",
+]
