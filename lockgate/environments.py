@@ -106,9 +106,7 @@ class PinnedFile:
 DEMO_MODEL = PinnedFile(
     name="demo-model", lock="demo-model", kind="models", file_name="SmolLM2-135M-Instruct.Q4_1.gguf"
 )
-KUBECTL = PinnedFile(
-    name="kubectl", lock="kubectl", kind="tools", file_name="kubectl", mode=0o755
-)
+KUBECTL = PinnedFile(name="kubectl", lock="kubectl", kind="tools", file_name="kubectl", mode=0o755)
 PINNED_FILES = {file.name: file for file in (DEMO_MODEL, KUBECTL)}
 
 
@@ -274,7 +272,9 @@ def _leave_on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make what is named, if it is not there; print where each lies, one `name: path` line."""
-    parser = argparse.ArgumentParser(prog="python3 -m lockgate.environments", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python3 -m lockgate.environments", description=main.__doc__
+    )
     targets = (*ENVIRONMENTS, *PINNED_FILES)
     parser.add_argument("targets", nargs="+", choices=targets, metavar="|".join(targets))
     parser.add_argument(

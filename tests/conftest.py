@@ -1,0 +1,78 @@
+"""What every test shares: quiet foreign tools, time limits by kind of test, and where the real environments are.
+
+`make test` makes every environment and names in LOCKGATE_TESTS_LEAVE_OUT what this machine cannot provide: there, a missing
+part that is not named fails its tests. Run by hand, they are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockgate import environments
+from lockgate.errors import EnvironmentMissing
+
+# Before anything imports Prefect: no telemetry, no look-ups of outside hosts.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+TESTS = Path(__file__).parent
+SECONDS = {"unit": 60, "integration": 600, "e2e": 2400}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marker and time limit follow from the folder; a test's own `timeout` marker wins."""
+    for item in items:
+        kind = item.path.relative_to(TESTS).parts[0]
+        if kind in ("integration", "e2e"):
+            item.add_marker(kind)
+        if kind in SECONDS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS[kind]))
+
+
+def _provided(name: str, find: Callable[[], Path | None]) -> Path:
+    left_out = os.environ.get("LOCKGATE_TESTS_LEAVE_OUT")
+    try:
+        found = find()
+        reason = f"{name} is not on PATH"
+    except EnvironmentMissing as error:
+        found, reason = None, str(error)
+    if found is not None:
+        return found
+    if left_out is None or name in left_out.split(","):
+        pytest.skip(reason)
+    pytest.fail(reason)
+
+
+@pytest.fixture(scope="session")
+def serving_python() -> Path:
+    return _provided("serving", lambda: environments.environment_python("serving"))
+
+
+@pytest.fixture(scope="session")
+def quantization_python() -> Path:
+    return _provided("quantization", lambda: environments.environment_python("quantization"))
+
+
+@pytest.fixture(scope="session")
+def demo_gguf() -> Path:
+    return _provided("demo-model", environments.demo_model_gguf)
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Path:
+    return _provided("kubectl", environments.kubectl_path)
+
+
+@pytest.fixture(scope="session")
+def docker_registry() -> Path:
+    def find() -> Path | None:
+        found = shutil.which("docker-registry")
+        return Path(found) if found else None
+
+    return _provided("docker-registry", find)
