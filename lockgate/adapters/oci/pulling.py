@@ -1,0 +1,74 @@
+"""Unpacking a model image into a directory, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lockgate.adapters.oci.content import Progress, storage_error
+from lockgate.adapters.oci.extraction import SnapshotDirectory, is_occupied, unpack, untouched
+from lockgate.adapters.oci.images import read_image_manifest, snapshot_of
+from lockgate.domain.images import ImageRef
+from lockgate.domain.model_image import SNAPSHOT_PATH
+from lockgate.domain.sources import Snapshot
+from lockgate.domain.stores import ImageStore
+from lockgate.errors import IntegrityError
+
+
+def pull_model(
+    store: ImageStore, ref: ImageRef, directory: Path, progress: Progress | None = None
+) -> Snapshot:
+    """Unpack a model image; afterwards `directory` holds exactly its snapshot, every file verified.
+
+    Files are written beside the directory and renamed into place as a whole, so it is never seen half full, and several
+    processes may do this at once. A directory that holds the snapshot already is left alone; one that holds something else
+    is an `IntegrityError` and not touched.
+    """
+    snapshot = snapshot_of(store, ref)
+    if directory.exists() and any(directory.iterdir()):
+        return _checked(directory, snapshot)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{directory.name}.incoming-"
+        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    except OSError as error:
+        raise storage_error(error, directory, "making") from error
+    try:
+        _unpack_all(store, ref, snapshot, fresh, progress)
+        fresh.chmod(0o755)
+        try:
+            os.rename(fresh, directory)
+        except OSError as error:
+            if not is_occupied(error):
+                raise storage_error(error, directory, "making") from error
+            return _checked(directory, snapshot)
+        return snapshot
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _unpack_all(
+    store: ImageStore, ref: ImageRef, snapshot: Snapshot, fresh: Path, progress: Progress | None
+) -> None:
+    target = SnapshotDirectory(snapshot, fresh, frozenset({SNAPSHOT_PATH}))
+    layers = read_image_manifest(store, ref).layers
+    total, done = sum(layer.size for layer in layers), 0
+    for layer in layers:
+        unpack(store.read_blob(ref.repository, layer.digest), target)
+        done += layer.size
+        if progress:
+            progress(done, total)
+    if target.missing:
+        raise IntegrityError(f"{ref} lacks {', '.join(target.missing[:3])}")
+
+
+def _checked(directory: Path, snapshot: Snapshot) -> Snapshot:
+    problem = untouched(directory, snapshot)
+    if problem:
+        raise IntegrityError(
+            f"{directory} does not hold the model of the image: {problem}",
+            hint=f"move {directory} away and run the same command again",
+        )
+    return snapshot

@@ -1,0 +1,219 @@
+"""Requests to a registry: credentials, token flow, time limits, retries.
+
+Sources: OCI distribution specification 1.1; Docker registry v2 token authentication.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from lockgate.adapters.oci import credentials
+from lockgate.errors import RegistryError
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+ATTEMPTS = 4
+"""Tries of a request that meets a broken connection or an overloaded server."""
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
+
+Body = bytes | Iterable[bytes] | None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a registry host is this machine (then plain HTTP is what runs there)."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name == "localhost" or name.startswith("127.") or name == "[::1]"
+
+
+class Transport:
+    """One registry host. Safe for several threads."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        plain_http: bool = False,
+        find_credentials: Callable[[str], credentials.Credentials | None] = credentials.find,
+        attempts: int = ATTEMPTS,
+        pause: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.host = host
+        loopback = is_loopback(host)
+        address = "registry-1.docker.io" if host == "docker.io" else host
+        self._base = f"{'http' if plain_http or loopback else 'https'}://{address}"
+        self._find_credentials = find_credentials
+        self.attempts = attempts
+        self.pause = pause
+        self._authorizations: dict[str, str] = {}
+        self._guard = threading.Lock()
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            follow_redirects=True,
+            headers={"User-Agent": "lockgate"},
+            # A proxy of the environment cannot reach this machine's loopback.
+            trust_env=not loopback,
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def url(self, path: str) -> str:
+        """Absolute address of a path, or of a `Location` the registry gave."""
+        return urljoin(self._base, path)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        accept: tuple[int, ...] = (200,),
+    ) -> httpx.Response:
+        """A request that may be repeated; the whole answer. Statuses outside `accept` are a `RegistryError`."""
+        for attempt in range(self.attempts):
+            last = attempt == self.attempts - 1
+            try:
+                with self.send(method, path, scope=scope, headers=headers, body=body) as response:
+                    response.read()
+            except httpx.TransportError as error:
+                if last:
+                    raise self.unreachable(method, path, error) from error
+            else:
+                if response.status_code in accept:
+                    return response
+                if last or response.status_code not in _RETRIED:
+                    raise self.refused(response)
+            self.pause(0.5 * 2**attempt)
+        raise AssertionError("no attempt was made")
+
+    @contextmanager
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+    ) -> Iterator[httpx.Response]:
+        """One try, the answer's body still unread; a 401 is answered with a token once where the body can be sent again.
+
+        Raises httpx's `TransportError` untranslated: callers know how to go on.
+        """
+        url = self.url(path)
+        response = self._once(method, url, scope, headers, body)
+        authorized = response.status_code == 401 and self._authorize(response, scope)
+        if authorized and (body is None or isinstance(body, bytes)):
+            response.close()
+            response = self._once(method, url, scope, headers, body)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _once(
+        self, method: str, url: str, scope: str, headers: Mapping[str, str] | None, body: Body
+    ) -> httpx.Response:
+        sent = dict(headers or {})
+        authorization = self._authorizations.get(scope)
+        # An upload may go to another host (object storage): our credentials are none of its business.
+        if authorization and _origin(url) == _origin(self._base):
+            sent["Authorization"] = authorization
+        request = self._client.build_request(method, url, headers=sent, content=body)
+        return self._client.send(request, stream=True)
+
+    def _authorize(self, response: httpx.Response, scope: str) -> bool:
+        challenge = response.headers.get("WWW-Authenticate", "")
+        scheme, _, rest = challenge.partition(" ")
+        parameters = dict(_PARAMETER.findall(rest))
+        known = self._find_credentials(self.host)
+        if scheme.lower() == "bearer" and "realm" in parameters:
+            value = f"Bearer {self._token(parameters, scope, known)}"
+        elif scheme.lower() == "basic" and known and known.username:
+            value = known.basic
+        else:
+            return False
+        with self._guard:
+            if self._authorizations.get(scope) == value:
+                return False
+            self._authorizations[scope] = value
+        return True
+
+    def _token(
+        self, parameters: dict[str, str], scope: str, known: credentials.Credentials | None
+    ) -> str:
+        realm = parameters["realm"]
+        if urlsplit(realm).scheme != "https" and self._base.startswith("https:"):
+            raise RegistryError(f"{self.host} asks to send credentials without TLS to {realm}")
+        query = {"service": parameters.get("service", ""), "scope": scope.split(" ")}
+        try:
+            if known and known.identity_token:
+                form = {
+                    **query,
+                    "scope": scope,
+                    "grant_type": "refresh_token",
+                    "client_id": "lockgate",
+                    "refresh_token": known.identity_token,
+                }
+                answer = self._client.post(realm, data=form)
+            else:
+                basic = {"Authorization": known.basic} if known else {}
+                answer = self._client.get(realm, params=query, headers=basic)
+        except httpx.TransportError as error:
+            raise self.unreachable("GET", realm, error) from error
+        if answer.status_code != 200:
+            raise self.refused(answer)
+        try:
+            data = answer.json()
+            return str(data.get("token") or data["access_token"])
+        except (ValueError, KeyError, AttributeError) as error:
+            raise RegistryError(f"{realm} gave no token") from error
+
+    def unreachable(self, method: str, path: str, error: Exception) -> RegistryError:
+        """The error for a registry that cannot be talked to."""
+        return RegistryError(
+            f"registry {self.host} cannot be reached: {method} {urlsplit(self.url(path)).path}: "
+            f"{error or type(error).__name__} (tried {self.attempts} times)",
+            hint="check that the registry runs and that this machine may reach it, then run the same command again",
+        )
+
+    def refused(self, response: httpx.Response) -> RegistryError:
+        """The error for an answer that is not what was asked for, with the registry's own words."""
+        status, request = response.status_code, response.request
+        hint = None
+        if status in (401, 403):
+            hint = f"log in with `docker login {self.host}` as a user who may do this"
+        elif status == 507:
+            hint = "the registry's disk is full"
+        return RegistryError(
+            f"registry {self.host} answered {status} to {request.method} {request.url.path}"
+            f"{_words(response)}",
+            hint=hint,
+        )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+def _words(response: httpx.Response) -> str:
+    try:
+        errors: Any = response.json()["errors"]
+        words = [f"{e.get('code')}: {e.get('message')} {e.get('detail') or ''}" for e in errors]
+    except (ValueError, KeyError, TypeError, AttributeError, httpx.StreamError):
+        return ""
+    return f" ({'; '.join(words).strip()[:400]})"
