@@ -120,9 +120,13 @@ def cache_root() -> Path:
 
 
 def lock_file(name: str) -> Path:
-    """A lock of the clone, or the copy that travels inside an installed wheel."""
-    in_clone = REPOSITORY / "locks" / f"{name}.lock"
-    return in_clone if in_clone.is_file() else Path(__file__).parent / "_locks" / f"{name}.lock"
+    """A lock of the clone. Lockgate is installed from its clone (editable), which therefore has to stay."""
+    path = REPOSITORY / "locks" / f"{name}.lock"
+    if not path.is_file():
+        raise EnvironmentMissing(
+            f"there is no {path}", hint="install Lockgate from a clone: `make setup` there"
+        )
+    return path
 
 
 def environment_directory(name: str) -> Path:

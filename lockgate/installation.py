@@ -99,7 +99,7 @@ def _make(environment: Environment, directory: Path) -> None:
     _make_venv(directory, log)
     python = directory / "bin" / "python"
     if environment.torch:
-        _install_cpu_torch(python, log)
+        install_cpu_torch(python, log)
     for lock in environment.locks:
         _install_lock(python, lock, log)
     if name == "orchestrator":
@@ -166,7 +166,7 @@ def _install_lock(python: Path, lock: str, log: Path) -> None:
     run_pip(python, arguments, log, progress)
 
 
-def _install_cpu_torch(python: Path, log: Path) -> None:
+def install_cpu_torch(python: Path, log: Path) -> None:
     """Install the CPU build of torch; no other build is ever asked for."""
     install = ["install", "--no-deps", "--only-binary", ":all:", f"torch=={TORCH_VERSION}+cpu"]
     say(f"  torch {TORCH_VERSION}, CPU build")
