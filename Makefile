@@ -22,7 +22,7 @@ demo: setup ## four releases of a real model on this machine, with a report at t
 
 test: dev ## every test, with real vLLM, Envoy, Prefect and a registry
 	$(ENVIRONMENTS) serving quantization demo-model kubectl
-	LOCKGATE_TESTS_LEAVE_OUT="$$(scripts/test-prerequisites)" && export LOCKGATE_TESTS_LEAVE_OUT \
+	LOCKGATE_TESTS_LEAVE_OUT="$$($(PYTHON) scripts/test_prerequisites.py)" && export LOCKGATE_TESTS_LEAVE_OUT \
 	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
 
 check: lint unit ## what a change must pass before it is committed, in a minute
@@ -41,7 +41,7 @@ format: dev
 	$(BIN)/ruff check --fix .
 
 locks: ## resolve again; LOCKS_ARGS=--upgrade moves every pin
-	$(PYTHON) scripts/make-locks $(LOCKS_ARGS)
+	$(PYTHON) scripts/make_locks.py $(LOCKS_ARGS)
 
 clean: ## what builds and checks leave in the clone; the shared cache stays
 	rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

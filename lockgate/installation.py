@@ -27,6 +27,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lockgate.debian_packages import unpack_package
 from lockgate.environments import (
     DEMO_MODEL,
     KUBECTL,
@@ -102,6 +103,8 @@ def _make(environment: Environment, directory: Path) -> None:
         install_cpu_torch(python, log)
     for lock in environment.locks:
         _install_lock(python, lock, log)
+    if name == "serving":
+        _provide_libnuma(directory, log)
     if name == "orchestrator":
         run_pip(
             python, ["install", "--no-deps", "--no-build-isolation", "-e", str(REPOSITORY)], log
@@ -177,6 +180,30 @@ def install_cpu_torch(python: Path, log: Path) -> None:
         run_pip(python, [*install, "--extra-index-url", PYTORCH_CPU_INDEX], log)
 
 
+def _provide_libnuma(directory: Path, log: Path) -> None:
+    """vLLM's CPU build links against libnuma.so.1, which no Python package carries and slim systems lack.
+
+    Where the system has none, Debian's is unpacked into the environment and loaded when Python starts there: the dynamic
+    linker then takes the loaded one, whatever directory it is in.
+    """
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as absent:
+        say("  libnuma.so.1 is not installed; fetching Debian's into the environment")
+        try:
+            unpack_package("libnuma1", directory / "libnuma1", log)
+            (library,) = (directory / "libnuma1").rglob("libnuma.so.1")
+            (site_packages,) = directory.glob("lib/python3*/site-packages")
+        except (EnvironmentMissing, ValueError) as error:
+            raise EnvironmentMissing(
+                f"the system library libnuma.so.1 is missing ({absent}), and Debian's could not be fetched: {error}",
+                hint="on Debian or Ubuntu: apt install libnuma1; on Fedora: dnf install numactl-libs",
+                log=log,
+            ) from error
+        preload = f"import ctypes; ctypes.CDLL({str(library)!r}, mode=ctypes.RTLD_GLOBAL)\n"
+        (site_packages / "lockgate-libnuma.pth").write_text(preload)
+
+
 def _check_requirements(python: Path, left_out: frozenset[str], log: Path) -> None:
     """`pip check`, forgiving what is left out on purpose and nothing else."""
     complaints: list[str] = []
@@ -211,6 +238,12 @@ def _check_machine(environment: Environment, directory: Path) -> None:
             f"the locks hold for Linux on x86-64, this is {platform.system()} on {platform.machine()}",
             hint="use a Linux x86-64 machine",
         )
+    libc, version = platform.libc_ver()
+    if libc != "glibc" or tuple(map(int, version.split("."))) < (2, 28):
+        raise EnvironmentMissing(
+            f"the packages are built for glibc 2.28 or later, this is {libc or 'another C library'} {version}",
+            hint="use a distribution from 2019 or later with glibc (not Alpine)",
+        )
     if environment.torch:
         flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         if flags is None or "avx2" not in flags[1].split():
@@ -218,14 +251,6 @@ def _check_machine(environment: Environment, directory: Path) -> None:
                 "this CPU has no AVX2, which vLLM's CPU build needs",
                 hint="use an x86-64 machine from 2014 or later, or a virtual machine that passes AVX2 through",
             )
-    if environment.name == "serving":
-        try:
-            ctypes.CDLL("libnuma.so.1")
-        except OSError as error:
-            raise EnvironmentMissing(
-                "the system library libnuma.so.1 is missing, which vLLM's CPU build loads",
-                hint="on Debian or Ubuntu: apt install libnuma1; on Fedora: dnf install numactl-libs",
-            ) from error
     directory.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory.parent).free
     if free < environment.free_bytes:

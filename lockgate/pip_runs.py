@@ -84,6 +84,7 @@ def run_logged(
     seconds: float,
     failure: str,
     on_line: Callable[[str], None] | None = None,
+    directory: Path | None = None,
 ) -> None:
     """Run a command to its end in a process group of its own, its output in the log; EnvironmentMissing on failure."""
     environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN_VARIABLES}
@@ -107,6 +108,7 @@ def run_logged(
             text=True,
             errors="replace",
             env=environment,
+            cwd=directory,
             start_new_session=True,
             preexec_fn=die_with_parent,
         ) as process:

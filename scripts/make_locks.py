@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make locks/*.lock from pyproject.toml and locks/*.in: uv resolves for every supported Python at once, pip installs.
 
 Existing pins are kept where they still fit; `--upgrade` moves everything. Fails if a lock came out with an unhashed

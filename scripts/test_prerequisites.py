@@ -1,0 +1,54 @@
+"""Provide what tests need beside the Python environments, without root: Debian's docker-registry, in the cache.
+
+It is linked into .venv/bin. Prints, comma-separated, what could not be had: the tests that need it are left out, and are
+named on standard error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lockgate.debian_packages import unpack_package  # noqa: E402
+from lockgate.environments import cache_root  # noqa: E402
+from lockgate.errors import EnvironmentMissing  # noqa: E402
+
+
+def provide_registry() -> None:
+    link = ROOT / ".venv/bin/docker-registry"
+    if shutil.which("docker-registry") or link.exists():
+        return
+    unpacked = cache_root() / "tools" / "docker-registry"
+    log = cache_root() / "logs" / "docker-registry.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    unpack_package("docker-registry", unpacked, log)
+    link.unlink(missing_ok=True)
+    link.symlink_to(unpacked / "usr/bin/docker-registry")
+
+
+def provide_ssh_keygen() -> None:
+    if shutil.which("ssh-keygen") is None:
+        raise EnvironmentMissing("not on PATH", hint="apt install openssh-client")
+
+
+def main() -> int:
+    left_out = []
+    for name, provide in (
+        ("docker-registry", provide_registry),
+        ("ssh-keygen", provide_ssh_keygen),
+    ):
+        try:
+            provide()
+        except EnvironmentMissing as error:
+            left_out.append(name)
+            print(f"tests that need {name} are left out: {error.diagnostics()}", file=sys.stderr)
+    print(",".join(left_out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
