@@ -103,6 +103,18 @@ class Checkout:
             hint="check that the Git remote is up and that this user may read it",
         )
 
+    def branch_exists(self, branch: str) -> bool:
+        """Whether the remote has the branch. Raises `GitError` if it cannot say."""
+        done = self._run(
+            "ls-remote", "--exit-code", self._remote, f"refs/heads/{branch}", network=True
+        )
+        if done.ok or (done.code == 2 and not done.output):
+            return done.ok
+        raise GitError(
+            f"cannot read {self.shown_remote}: {done.said()}",
+            hint="check that the Git remote is up and that this user may read it",
+        )
+
     def fetched(self, branch: str) -> str | None:
         """Newest commit of a branch as of the last fetch or push."""
         name = f"refs/remotes/origin/{branch}^{{commit}}"
@@ -148,20 +160,18 @@ class Checkout:
                 raise GitError(f"cannot write {path}: {error}") from error
 
     def replace_directory(self, directory: PurePosixPath, files: Mapping[str, str]) -> None:
-        """Make `files` (paths below `directory`) all that a directory of the working tree holds."""
-        path = self._inside(directory)
-        try:
-            if path.exists():
-                shutil.rmtree(path)
-        except OSError as error:
-            raise GitError(f"cannot clear {path}: {error}") from error
+        """Make `files` (paths from the root, below `directory`) all that a directory of the working tree holds."""
         for name in files:
-            if (
-                not (directory / name).is_relative_to(directory)
-                or ".." in PurePosixPath(name).parts
-            ):
-                raise GitError(f"a manifest outside {directory}: {name!r}")
-        self.write({str(directory / name): text for name, text in files.items()})
+            path = PurePosixPath(name)
+            if not path.is_relative_to(directory) or path == directory or ".." in path.parts:
+                raise GitError(f"a file outside {directory}: {name!r}")
+        target = self._inside(directory)
+        try:
+            if target.exists():
+                shutil.rmtree(target)
+        except OSError as error:
+            raise GitError(f"cannot clear {target}: {error}") from error
+        self.write(files)
 
     def commit(self, parent: str, paths: Sequence[str], message: str) -> str | None:
         """A commit of `paths` on top of `parent`; None if nothing differs from it. No branch moves."""
@@ -218,9 +228,7 @@ class Checkout:
         parent = self.directory.parent
         fresh = Path(tempfile.mkdtemp(prefix=f"{self.directory.name}.new-", dir=parent))
         try:
-            runner = GitRunner(
-                fresh, author=LOCKGATE, timeout=self._timeout
-            )
+            runner = GitRunner(fresh, author=LOCKGATE, timeout=self._timeout)
             done = runner.run("init", "--quiet", "--template=", "--initial-branch=work")
             if not done.ok:
                 raise GitError(f"cannot make a clone in {fresh}: {done.said()}")

@@ -73,15 +73,18 @@ class GitRunner:
     workspace happens to lie in.
     """
 
-    def __init__(self, directory: Path, *, author: Author, timeout: float) -> None:
+    def __init__(
+        self, directory: Path, *, author: Author, timeout: float, bare: bool = False
+    ) -> None:
         self.directory = directory
-        self.git_directory = directory / ".git"
-        self._timeout = timeout
+        self.git_directory = directory if bare else directory / ".git"
+        self.author = author
+        self.timeout = timeout
         self._environment = {
             **_ENVIRONMENT,
             "GIT_DIR": str(self.git_directory),
-            "GIT_WORK_TREE": str(directory),
             "GIT_INDEX_FILE": str(self.git_directory / "index"),
+            **({} if bare else {"GIT_WORK_TREE": str(directory)}),
             "GIT_AUTHOR_NAME": author.name,
             "GIT_AUTHOR_EMAIL": author.email,
             "GIT_COMMITTER_NAME": author.name,
@@ -111,7 +114,7 @@ class GitRunner:
         shown = " ".join(remove_password_if_present(["git", *arguments]))
         limiter = shutil.which("timeout") if network else None
         if limiter is not None:
-            command = [limiter, "--kill-after=2", f"{self._timeout:.3f}", *command]
+            command = [limiter, "--kill-after=2", f"{self.timeout:.3f}", *command]
         try:
             handle = git.Git(str(self.directory)).execute(
                 command,
@@ -128,7 +131,7 @@ class GitRunner:
         process = handle.proc
         assert process is not None
         try:
-            output, error_output = process.communicate(timeout=self._timeout + 3)
+            output, error_output = process.communicate(timeout=self.timeout + 3)
         except subprocess.TimeoutExpired as error:
             raise self._timed_out(shown) from error
         finally:
@@ -139,7 +142,7 @@ class GitRunner:
 
     def _timed_out(self, shown: str) -> GitTimeout:
         return GitTimeout(
-            f"`{shown}` did not end within {self._timeout:.0f} s",
+            f"`{shown}` did not end within {self.timeout:.0f} s",
             hint="check the connection to the Git remote",
         )
 

@@ -31,7 +31,7 @@ from lockgate.errors import GitError, PushRejected, UsageError
 Build = Callable[[ReleaseState], Transition | Wait | None]
 """Decides on the newest state. Called again after a lost race: it must not have effects."""
 Render = Callable[[ReleaseState, Path], Mapping[str, str]]
-"""Manifests of a state: path below `manifests/` → YAML. The directory is the repository's root at the newest commit."""
+"""All manifests of a state: path from the repository's root → YAML. The directory is that root at the newest commit."""
 Files = Mapping[str, str | bytes]
 
 T = TypeVar("T")
@@ -184,6 +184,23 @@ class GitOpsRepository:
                         hint="try again; nothing was changed",
                     )
                 time.sleep(random.uniform(0, min(0.5, 0.02 * 2 ** min(attempts, 8))))
+
+    def preview(
+        self, model: str, environment: str, build: Build, render: Render
+    ) -> Mapping[str, str] | None:
+        """The manifests that `commit_transition` would commit, by path from the repository's root; None where there is no
+        transition to bring. Nothing is committed."""
+
+        def look() -> Mapping[str, str] | None:
+            head = self._fetch()
+            answer = build(self._read_state(head, model, environment))
+            if not isinstance(answer, Transition):
+                return None
+            self._checkout.reset(head)
+            return render(answer.state, self._checkout.directory)
+
+        with self._checkout.locked():
+            return self._repaired(look)
 
     def _attempt(
         self,
