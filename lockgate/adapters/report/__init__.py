@@ -1,0 +1,28 @@
+"""The report of a model's releases: a page for release managers, a table for the terminal."""
+
+from lockgate.adapters.report.model import (
+    BenchmarkRow,
+    CandidateSummary,
+    EvaluationRow,
+    ReleaseStory,
+    ReportInput,
+    RequestedApproval,
+    TrafficSummary,
+    TransitionRow,
+)
+from lockgate.adapters.report.page import render_report, write_report
+from lockgate.adapters.report.table import render_table
+
+__all__ = [
+    "BenchmarkRow",
+    "CandidateSummary",
+    "EvaluationRow",
+    "ReleaseStory",
+    "ReportInput",
+    "RequestedApproval",
+    "TrafficSummary",
+    "TransitionRow",
+    "render_report",
+    "render_table",
+    "write_report",
+]
