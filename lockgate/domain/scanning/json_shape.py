@@ -1,0 +1,60 @@
+"""JSON, looked at before it is parsed: how deep, how many containers, so that a small file cannot become a large object."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from lockgate.domain.scanning.problems import Problem, high, quoted
+
+MAX_BYTES = 96 << 20
+MAX_DEPTH = 64
+MAX_CONTAINERS = 4_000_000
+MAX_PARSED = 8 << 20
+"""Larger files (vocabularies) are checked for shape and not built."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_MAX_NUMBER = re.compile(rb"[0-9]{400}")
+
+
+def check_shape(data: bytes) -> list[Problem]:
+    """Nesting and size of a JSON text, in one pass that builds nothing."""
+    if len(data) > MAX_BYTES:
+        return [high("json-too-large", f"{len(data)} bytes of JSON")]
+    depth = containers = 0
+    for match in _TOKEN.finditer(data):
+        first = data[match.start()]
+        if first in b"[{":
+            depth += 1
+            containers += 1
+            if depth > MAX_DEPTH or containers > MAX_CONTAINERS:
+                return [high("json-bomb", f"nested {depth} deep, {containers} containers")]
+        elif first in b"]}":
+            depth -= 1
+            if depth < 0:
+                break
+    if depth != 0:
+        return [high("json-malformed", "brackets do not match")]
+    return []
+
+
+def parse(data: bytes) -> tuple[Any, list[Problem]]:
+    """The value (None when it is malformed or too large to be built) and what is wrong with the text."""
+    problems = check_shape(data)
+    if problems or len(data) > MAX_PARSED:
+        return None, problems
+    if _MAX_NUMBER.search(data):
+        return None, [high("json-malformed", "a number of hundreds of digits")]
+    try:
+        # Infinity is let through: configurations of state-space models hold it.
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique), []
+    except (ValueError, RecursionError) as error:
+        return None, [high("json-malformed", f"not sound JSON: {quoted(str(error))}")]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key appears twice: parsers disagree on which counts")
+    return data

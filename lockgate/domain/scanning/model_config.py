@@ -1,0 +1,115 @@
+"""A model's JSON files: code by reference, absurd sizes, indexes that point elsewhere, and where templates hide."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from lockgate.domain.scanning.problems import Problem, critical, high, medium, quoted
+
+REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "custom_code"})
+VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"})
+"""Large tables in which any text may be a key: remote-code keys are looked for at their top only."""
+
+# Key -> (smallest, largest). A model outside of these would be a trap for whoever sizes a server by its config.
+_SIZES = {
+    "hidden_size": (1, 1 << 17),
+    "intermediate_size": (1, 1 << 20),
+    "num_hidden_layers": (1, 4096),
+    "num_attention_heads": (1, 4096),
+    "num_key_value_heads": (1, 4096),
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (1, 1 << 28),
+    "head_dim": (1, 1 << 16),
+}
+
+
+def check_json(path: str, value: Any, files: Collection[str]) -> list[Problem]:
+    """Checks of one parsed JSON file of a model that consists of `files`."""
+    name = PurePosixPath(path).name
+    problems = list(_remote_code(name, value))
+    if name == "config.json":
+        problems += _config(value)
+    if name.endswith(".index.json"):
+        problems += _index(path, value, files)
+    if name in ("tokenizer_config.json", "generation_config.json") and not isinstance(value, dict):
+        problems.append(high("config-malformed", f"{name} is not an object"))
+    return problems
+
+
+def templates_in(value: Any) -> dict[str, str]:
+    """All chat templates in a parsed configuration, by the path of keys to them."""
+    found: dict[str, str] = {}
+    for where, key, item in _walk(value):
+        if "chat_template" not in key and key != "template":
+            continue
+        if isinstance(item, str):
+            found[where] = item
+        elif isinstance(item, dict):
+            found.update({f"{where}.{k}": v for k, v in item.items() if isinstance(v, str)})
+    return found
+
+
+def _walk(value: Any, limit: int = 200_000) -> Iterator[tuple[str, str, Any]]:
+    pending: list[tuple[str, Any]] = [("", value)]
+    while pending and limit:
+        where, item = pending.pop()
+        children: list[tuple[str, Any]] = []
+        if isinstance(item, dict):
+            children = [(f"{where}.{key}".lstrip("."), child) for key, child in item.items()]
+            for (inner, child), key in zip(children, item, strict=True):
+                limit -= 1
+                yield inner, key, child
+        elif isinstance(item, list):
+            children = [(f"{where}[{n}]", child) for n, child in enumerate(item)]
+        pending.extend(pair for pair in children if isinstance(pair[1], (dict, list)))
+
+
+def _remote_code(name: str, value: Any) -> Iterator[Problem]:
+    if name in VOCABULARIES:
+        items = [(k, k, v) for k, v in value.items()] if isinstance(value, dict) else []
+    else:
+        items = list(_walk(value))
+    for where, key, item in items:
+        if key in REMOTE_CODE_KEYS and item not in (None, False, {}, []):
+            # vLLM has followed auto_map without the trust flag (CVE-2026-22807): its absence is the only safe state.
+            yield critical("remote-code", f"{quoted(where)} asks the loader to run code")
+
+
+def _config(value: Any) -> Iterator[Problem]:
+    if not isinstance(value, dict):
+        yield high("config-malformed", "config.json is not an object")
+        return
+    architectures = value.get("architectures")
+    named = isinstance(architectures, list) and all(
+        isinstance(a, str) and a.isidentifier() for a in architectures
+    )
+    if architectures is not None and not (named and architectures):
+        yield high("config-malformed", "architectures is not a list of class names")
+    model_type = value.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        yield high("config-malformed", "model_type is not a string")
+    if architectures is None and model_type is None:
+        yield medium("config-malformed", "neither architectures nor model_type is there")
+    for _, key, item in _walk(value):
+        if key not in _SIZES or item is None or isinstance(item, (list, dict)):
+            continue
+        smallest, largest = _SIZES[key]
+        number = isinstance(item, (int, float)) and not isinstance(item, bool)
+        if not number or not smallest <= item <= largest:
+            yield high("config-size", f"{key} is {quoted(item)}")
+
+
+def _index(path: str, value: Any, files: Collection[str]) -> Iterator[Problem]:
+    weights = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+        yield high("index-malformed", "weight_map is not a map of file names")
+        return
+    folder = PurePosixPath(path).parent
+    for target in sorted(set(weights.values())):
+        parts = PurePosixPath(target).parts
+        if target.startswith("/") or ".." in parts or "\\" in target:
+            yield critical("index-escapes", f"the index points outside the model: {quoted(target)}")
+        elif str(folder / target) not in files:
+            yield high("index-incomplete", f"the index names a missing file: {quoted(target)}")
