@@ -139,8 +139,9 @@ def untouched(directory: Path, snapshot: Snapshot) -> str | None:
     Files that carry the time `SnapshotDirectory` gave them are taken by their size; others are hashed.
     """
     expected = {f.path: f for f in snapshot.files}
-    for folder, _, names in os.walk(directory):
-        for name in names:
+    for folder, folders, names in os.walk(directory):
+        # A link to a directory is listed among the directories, and would be followed by whoever loads the model.
+        for name in [*names, *(f for f in folders if Path(folder, f).is_symlink())]:
             path = Path(folder, name)
             relative = path.relative_to(directory).as_posix()
             file = expected.pop(relative, None)

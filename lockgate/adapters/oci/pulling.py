@@ -27,9 +27,9 @@ def pull_model(
     is an `IntegrityError` and not touched.
     """
     snapshot = snapshot_of(store, ref)
-    if directory.exists() and any(directory.iterdir()):
-        return _checked(directory, snapshot)
     try:
+        if directory.exists() and any(directory.iterdir()):
+            return _checked(directory, snapshot)
         directory.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{directory.name}.incoming-"
         fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))

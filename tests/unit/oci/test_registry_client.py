@@ -1,0 +1,283 @@
+"""The registry client's manners: who gets credentials, what is tried again, what is believed."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lockgate.adapters.oci import credentials
+from lockgate.adapters.oci.credentials import Credentials
+from lockgate.adapters.oci.registry import RegistryStore
+from lockgate.adapters.oci.transport import Transport
+from lockgate.domain.digests import Digest, canonical_json
+from lockgate.domain.stores import EMPTY_JSON, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
+from lockgate.errors import IntegrityError, RegistryError
+
+HOST = "registry.example"
+REPOSITORY = f"{HOST}/models/demo"
+BODY = bytes(range(256)) * 40
+DIGEST = Digest.of_bytes(BODY)
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+class Registry:
+    """A registry that answers as a test tells it, and keeps what it was asked."""
+
+    def __init__(self, handler: Handler, known: Credentials | None = None) -> None:
+        self.requests: list[httpx.Request] = []
+        self.pauses: list[float] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            return handler(request)
+
+        transport = Transport(
+            HOST,
+            find_credentials=lambda _: known,
+            pause=self.pauses.append,
+            transport=httpx.MockTransport(answer),
+        )
+        self.store = RegistryStore(transport)
+
+
+def challenge(realm: str) -> dict[str, str]:
+    return {"WWW-Authenticate": f'Bearer realm="{realm}",service="{HOST}",scope="x"'}
+
+
+def test_a_token_is_asked_for_with_the_users_name_and_sent_to_the_registry_only() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "auth.example":
+            assert request.headers["Authorization"] == Credentials("ada", "secret").basic
+            assert request.url.params["scope"] == "repository:models/demo:pull"
+            return httpx.Response(200, json={"token": "t0ken"})
+        if request.url.host == "storage.example":
+            assert "Authorization" not in request.headers
+            return httpx.Response(200, content=BODY)
+        if request.headers.get("Authorization") != "Bearer t0ken":
+            return httpx.Response(401, headers=challenge("https://auth.example/token"))
+        return httpx.Response(307, headers={"Location": "https://storage.example/blob"})
+
+    registry = Registry(handler, Credentials("ada", "secret"))
+    for _ in range(2):
+        assert b"".join(registry.store.read_blob(REPOSITORY, DIGEST)) == BODY
+    assert [r.url.host for r in registry.requests].count("auth.example") == 1
+
+
+def test_credentials_are_not_sent_without_encryption_because_a_registry_says_so() -> None:
+    registry = Registry(
+        lambda _: httpx.Response(401, headers=challenge("http://auth.example/token")),
+        Credentials("ada", "secret"),
+    )
+    with pytest.raises(RegistryError, match="without TLS"):
+        registry.store.has_blob(REPOSITORY, DIGEST)
+    assert {r.url.host for r in registry.requests} == {HOST}
+
+
+def test_a_registry_that_refuses_us_is_named_with_the_way_to_log_in() -> None:
+    registry = Registry(lambda _: httpx.Response(403, json={"errors": [{"code": "DENIED"}]}))
+    with pytest.raises(RegistryError, match="403") as caught:
+        registry.store.get_manifest(REPOSITORY, "latest")
+    assert f"docker login {HOST}" in caught.value.diagnostics()
+    assert "DENIED" in caught.value.message
+    assert len(registry.requests) == 1
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_an_outage_is_reported_after_a_few_tries(status: int | None) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if status is None:
+            raise httpx.ConnectError("connection refused", request=request)
+        return httpx.Response(status)
+
+    registry = Registry(handler)
+    with pytest.raises(RegistryError, match=HOST):
+        registry.store.resolve(REPOSITORY, "latest")
+    assert len(registry.requests) == 4
+    assert sum(registry.pauses) < 10
+
+
+def test_a_short_outage_is_outlived() -> None:
+    answers = [httpx.Response(502), httpx.Response(429), httpx.Response(200)]
+    registry = Registry(lambda _: answers.pop(0))
+    assert registry.store.has_blob(REPOSITORY, DIGEST)
+
+
+class BrokenOff(httpx.SyncByteStream):
+    def __init__(self, part: bytes) -> None:
+        self.part = part
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        yield self.part
+        raise httpx.ReadError("connection reset")
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["range honoured", "range ignored"])
+def test_a_download_that_breaks_off_goes_on_where_it_was(ranges: bool) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked = request.headers.get("Range")
+        start = int(asked.removeprefix("bytes=")[:-1]) if asked else 0
+        if start == 0 and len(registry.requests) == 1:
+            return httpx.Response(200, stream=BrokenOff(BODY[:5000]))
+        if ranges:
+            return httpx.Response(206, content=BODY[start:])
+        return httpx.Response(200, content=BODY)
+
+    registry = Registry(handler)
+    assert b"".join(registry.store.read_blob(REPOSITORY, DIGEST)) == BODY
+    assert registry.requests[1].headers["Range"] == "bytes=5000-"
+
+
+def test_a_registry_is_not_believed() -> None:
+    registry = Registry(lambda _: httpx.Response(200, content=b'{"other": "bytes"}'))
+    with pytest.raises(IntegrityError):
+        list(registry.store.read_blob(REPOSITORY, DIGEST))
+    with pytest.raises(IntegrityError):
+        registry.store.get_manifest(REPOSITORY, DIGEST)
+
+
+def test_another_registrys_repository_is_not_looked_up_here() -> None:
+    registry = Registry(lambda _: httpx.Response(200))
+    with pytest.raises(RegistryError, match=r"other\.example/models/demo is not in the registry"):
+        registry.store.has_blob("other.example/models/demo", DIGEST)
+    assert registry.requests == []
+
+
+SUBJECT = Digest.of_bytes(b"image")
+NOTES = [
+    Descriptor(IMAGE_MANIFEST, Digest.of_json(n), 1, artifact_type=f"application/x-{n % 2}")
+    for n in range(3)
+]
+
+
+def index(*entries: Descriptor) -> bytes:
+    return canonical_json({"schemaVersion": 2, "manifests": [e.to_data() for e in entries]})
+
+
+def test_all_pages_of_the_referrers_are_read_and_sorted_out_by_kind() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == f"/v2/models/demo/referrers/{SUBJECT}"
+        if request.url.params.get("page") == "2":
+            return httpx.Response(200, content=index(NOTES[2]))
+        link = {"Link": f'<{request.url.path}?page=2>; rel="next"'}
+        return httpx.Response(200, content=index(*NOTES[:2]), headers=link)
+
+    registry = Registry(handler)
+    assert registry.store.referrers(REPOSITORY, SUBJECT) == NOTES
+    assert registry.store.referrers(REPOSITORY, SUBJECT, "application/x-0") == NOTES[::2]
+
+
+def test_a_registry_that_keeps_referrers_itself_gets_no_index_from_us() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.method == "PUT"
+        return httpx.Response(201, headers={"OCI-Subject": SUBJECT})
+
+    body = canonical_json(
+        {
+            "schemaVersion": 2,
+            "config": Descriptor(EMPTY_JSON, Digest.of_bytes(b"{}"), 2).to_data(),
+            "layers": [],
+            "subject": Descriptor(IMAGE_MANIFEST, SUBJECT, 5).to_data(),
+        }
+    )
+    registry = Registry(handler)
+    assert registry.store.put_manifest(REPOSITORY, body, IMAGE_MANIFEST) == Digest.of_bytes(body)
+    assert len(registry.requests) == 1
+
+
+def test_where_there_is_no_referrers_api_the_tagged_index_is_added_to() -> None:
+    tagged: dict[str, bytes] = {f"sha256-{SUBJECT.hex}": index(NOTES[0])}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        name = request.url.path.rpartition("/")[2]
+        if request.method == "PUT":
+            tagged[name] = request.read()
+            return httpx.Response(201)
+        if name in tagged:
+            return httpx.Response(200, content=tagged[name], headers={"Content-Type": IMAGE_INDEX})
+        return httpx.Response(404)
+
+    body = canonical_json(
+        {
+            "schemaVersion": 2,
+            "artifactType": "application/x-1",
+            "config": Descriptor(EMPTY_JSON, Digest.of_bytes(b"{}"), 2).to_data(),
+            "layers": [],
+            "subject": Descriptor(IMAGE_MANIFEST, SUBJECT, 5).to_data(),
+        }
+    )
+    registry = Registry(handler)
+    for _ in range(2):
+        digest = registry.store.put_manifest(REPOSITORY, body, IMAGE_MANIFEST)
+    found = [d.digest for d in registry.store.referrers(REPOSITORY, SUBJECT)]
+    assert found == [NOTES[0].digest, digest]
+
+
+def test_an_upload_whose_source_turns_out_wrong_is_given_up_not_tried_again() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, headers={"Location": "/v2/models/demo/blobs/uploads/1"})
+        if request.method == "HEAD":
+            return httpx.Response(404)
+        return httpx.Response(204)
+
+    registry = Registry(handler)
+    with pytest.raises(IntegrityError, match="ends after"):
+        registry.store.put_blob(REPOSITORY, DIGEST, lambda _: iter([BODY[:99]]), len(BODY))
+    assert [r.method for r in registry.requests] == ["HEAD", "POST", "DELETE"]
+
+
+def write_config(directory: Path, config: object) -> None:
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def docker_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+def test_logins_are_found_where_docker_keeps_them(docker_config: Path) -> None:
+    assert credentials.find(HOST) is None
+    encoded = base64.b64encode(b"ada:se:cret").decode()
+    write_config(
+        docker_config,
+        {
+            "auths": {
+                HOST: {"auth": encoded},
+                "token.example": {"identitytoken": "t"},
+                "https://old.example": {"username": "u", "password": "p"},
+            }
+        },
+    )
+    assert credentials.find(HOST) == Credentials("ada", "se:cret")
+    assert credentials.find("token.example") == Credentials(identity_token="t")
+    assert credentials.find("old.example") == Credentials("u", "p")
+    assert credentials.find("unknown.example") is None
+    assert "se:cret" not in repr(credentials.find(HOST))
+
+
+def test_a_credential_helper_is_asked(docker_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = docker_config / "docker-credential-test"
+    helper.write_text(
+        '#!/bin/sh\nread host\necho "{\\"Username\\":\\"<token>\\",\\"Secret\\":\\"$host\\"}"\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker_config}:/usr/bin:/bin")
+    write_config(docker_config, {"credHelpers": {HOST: "test", "gone.example": "gone"}})
+    assert credentials.find(HOST) == Credentials(identity_token=HOST)
+    with pytest.raises(RegistryError, match="docker-credential-gone is not installed"):
+        credentials.find("gone.example")
+
+
+def test_an_unreadable_login_file_is_an_error_not_an_anonymous_request(docker_config: Path) -> None:
+    (docker_config / "config.json").write_text("{")
+    with pytest.raises(RegistryError, match=r"config\.json"):
+        credentials.find(HOST)
