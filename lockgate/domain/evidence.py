@@ -105,6 +105,8 @@ class ProfileResult(Frozen):
     tpot_ms: dict[str, float]
     itl_ms: dict[str, float]
     e2e_ms: dict[str, float]
+    requests: dict[str, tuple[float, ...]] = {}
+    """Single requests in the order sent, for intervals: `ttft_ms`, `tpot_ms` (mean of a request), `e2e_ms`."""
 
 
 class BenchmarkEvidence(Frozen):
