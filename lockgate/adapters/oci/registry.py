@@ -92,7 +92,7 @@ class RegistryStore:
                     if answer.status_code not in (200, 206):
                         answer.read()
                         raise self._http.refused(answer)
-                    chunks = answer.iter_raw()
+                    chunks = answer.iter_bytes()
                     # A server that ignores the range begins again: what we have is skipped.
                     skip = start if answer.status_code == 200 else 0
                     yield from hashed.passing(_without(chunks, skip), start)
