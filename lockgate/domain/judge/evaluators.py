@@ -1,0 +1,178 @@
+"""One evaluator a metric: takes closed blocks, keeps the evidence, says what it shows.
+
+An evaluator sees per block what both tracks added. Where a block is too thin it is joined with the
+next. The largest evidence so far counts (Ville's inequality bounds it), so the outcome does not
+depend on how often anybody looked.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from lockgate.domain.judge.config import JudgeConfig, MetricConfig, MetricKind
+from lockgate.domain.judge.increments import Increments, Moments, matches
+from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, nuisance_grid
+from lockgate.domain.trace import TRACKS, Scrape, Track
+
+_MIN_PER_BLOCK = 2
+"""Observations a track needs in a block of a histogram metric; else it is joined with the next."""
+
+_PRIOR_SCATTER, _PRIOR_COUNT = 0.5, 8.0
+"""Squared coefficient of variation assumed for single observations, and how many it is worth."""
+
+
+@dataclass
+class Evidence:
+    """What one metric shows at this moment. Logs of e-values, running maxima."""
+
+    log_worse: float = 0.0
+    log_within: float = 0.0
+    estimate: float | None = None
+    interval: tuple[float | None, float | None] | None = None
+    n_baseline: float = 0.0
+    n_canary: float = 0.0
+    detail: str = ""
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class Evaluator(ABC):
+    """Base: which samples it needs, what to take from increments, how to close a block."""
+
+    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
+        self.name = name
+        self.metric = metric
+        self.config = config
+        self.evidence = Evidence()
+        self.last_seen: dict[Track, float] = {}
+        self._blocks = 0
+
+    @property
+    def present(self) -> bool:
+        """Whether the trace has this metric's samples on any track."""
+        return bool(self.last_seen)
+
+    def notice(self, scrape: Scrape, *, lasting: bool = False) -> None:
+        """Note that this metric's samples are there (they may still be zero). `lasting`: their
+        later absence means nothing (request rows: no requests, no rows)."""
+        if scrape.up and self._has_source(scrape):
+            if lasting:
+                self.last_seen = dict.fromkeys(TRACKS, math.inf)
+            else:
+                self.last_seen[scrape.track] = scrape.time
+
+    @abstractmethod
+    def _has_source(self, scrape: Scrape) -> bool: ...
+
+    @abstractmethod
+    def take(self, track: Track, increments: Increments) -> None:
+        """Add one instance's increments to the open block."""
+
+    @abstractmethod
+    def close(self, end: float) -> None:
+        """The open block has ended at time `end` (seconds, trace clock)."""
+
+    def describe(self) -> Evidence:
+        """The evidence, with estimate and interval filled in."""
+        return self.evidence
+
+    def _raise_to(self, worse: float, within: float) -> None:
+        self.evidence.log_worse = max(self.evidence.log_worse, worse)
+        self.evidence.log_within = max(self.evidence.log_within, within)
+
+
+def log_mean_exp(values: list[float]) -> float:
+    return float(np.logaddexp.reduce(values) - math.log(len(values)))
+
+
+class RatioOfMeans(Evaluator):
+    """LATENCY and SIZE: the log ratio of the two tracks' means, block by block."""
+
+    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
+        super().__init__(name, metric, config)
+        self.histogram: str | None = None
+        drifts = metric.kind is MetricKind.LATENCY
+        self._shift = ShiftEvidence(_grid(config, drifts))
+        self._open: dict[Track, Moments] = {t: Moments() for t in TRACKS}
+        self._open_per: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
+        self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
+        self._last_end: float | None = None
+        self._bound = math.log1p(metric.margin)
+        self._described_at = -1
+
+    def _has_source(self, scrape: Scrape) -> bool:
+        if self.histogram is None:
+            present = {m.partition("{")[0] for m in scrape.histograms}
+            self.histogram = next((h for h in self.metric.histogram if h in present), None)
+        return self.histogram is not None and any(
+            matches(self.histogram, name) for name in scrape.histograms
+        )
+
+    def take(self, track: Track, increments: Increments) -> None:
+        if self.histogram is None:
+            return
+        for name, moments in increments.histograms.items():
+            if matches(self.histogram, name):
+                self._open[track].add(moments)
+            if self.metric.per_histogram and matches(self.metric.per_histogram, name):
+                self._open_per[track] += moments.total
+
+    def close(self, end: float) -> None:
+        baseline, canary = self._open["baseline"], self._open["canary"]
+        per = self.metric.per_histogram is not None
+        thin = min(baseline.count, canary.count) < _MIN_PER_BLOCK
+        if thin or (per and min(self._open_per.values()) <= 0):
+            return
+        log_mean: dict[Track, float] = {}
+        variance = 0.0
+        for track in TRACKS:
+            block = self._open[track]
+            self._scatter[track].add(block)
+            seen = self._scatter[track]
+            scatter = 0.0 if math.isnan(seen.scatter) else seen.scatter
+            single = (scatter * seen.count + _PRIOR_SCATTER * _PRIOR_COUNT) / (
+                seen.count + _PRIOR_COUNT
+            )
+            divisor = self._open_per[track] if per else block.count
+            mean = max(block.total / divisor, self.metric.floor, 1e-9)
+            own = math.log1p(single / block.count)
+            # log of a mean of few observations lies low by half its variance
+            log_mean[track] = math.log(mean) + (0.0 if per else own / 2)
+            variance += own
+        step = self.config.block_s if self._last_end is None else end - self._last_end
+        self._shift.update(log_mean["canary"] - log_mean["baseline"], variance, step)
+        self._last_end = end
+        self.evidence.n_baseline += baseline.count
+        self.evidence.n_canary += canary.count
+        self._open = {t: Moments() for t in TRACKS}
+        self._open_per = dict.fromkeys(TRACKS, 0.0)
+        self._blocks += 1
+        above = float(self._shift.log_e_above(self._bound))
+        within = float(self._shift.log_e_below(self._bound))
+        if self.metric.kind is MetricKind.SIZE:
+            down = float(self._shift.log_e_below_wide(-self._bound))
+            above = log_mean_exp([above, down])
+            within = min(within, float(self._shift.log_e_above_near(-self._bound)))
+        if self._blocks >= 3:
+            self._raise_to(above, within)
+
+    def describe(self) -> Evidence:
+        if self._blocks and self._described_at != self._blocks:
+            low, high = self._shift.interval(-math.log(1.0 - self.config.interval_level))
+            self.evidence.estimate = finite(math.expm1(float(self._shift.estimate())))
+            self.evidence.interval = (
+                finite(math.expm1(float(low))) if math.isfinite(low) else None,
+                finite(math.expm1(min(float(high), 30.0))) if math.isfinite(high) else None,
+            )
+            self._described_at = self._blocks
+        return self.evidence
+
+
+def _grid(config: JudgeConfig, drifts: bool) -> NuisanceGrid:
+    return nuisance_grid(config.drift_sd if drifts else 0.0, config.drift_s, config.drift_surprise)

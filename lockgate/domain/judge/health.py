@@ -1,0 +1,133 @@
+"""Crashes, restarts and stalls of instances, and how fresh each track's metrics are.
+
+A restart is seen in counters that fell or a process start time that moved, a death in `up: false`
+for longer than `down_after_s`, a stall in requests running or waiting while no counter of the
+instance moves for `stall_after_s`. An instance that simply stops being scraped is none of these:
+pods are scaled and metrics get lost; that is an outage when the whole track is silent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lockgate.domain.judge.config import JudgeConfig
+from lockgate.domain.judge.increments import Increments, matches
+from lockgate.domain.trace import TRACKS, Scrape, Track
+
+_BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
+@dataclass
+class _Life:
+    track: Track
+    down_since: float | None = None
+    counted_down: bool = False
+    engine: bool = False
+    last_up: float | None = None
+    idle_since: float | None = None
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that a healthy instance does not do."""
+
+    time: float
+    track: Track
+    what: str
+
+
+@dataclass
+class HealthWatch:
+    """Follows all instances of both tracks."""
+
+    config: JudgeConfig
+    incidents: list[Incident] = field(default_factory=list)
+    last_usable: dict[Track, float] = field(default_factory=dict)
+    _lives: dict[tuple[Track, str], _Life] = field(default_factory=dict)
+
+    def notice(self, scrape: Scrape, increments: Increments) -> None:
+        """Take one scrape (in order of time an instance) and what it added."""
+        life = self._lives.setdefault((scrape.track, scrape.instance), _Life(scrape.track))
+        if not scrape.up:
+            self._down(scrape, life)
+            return
+        if scrape.counters or scrape.histograms:
+            self.last_usable[scrape.track] = scrape.time
+        life.engine = life.engine or any(
+            name.startswith("vllm:")
+            for part in (scrape.counters, scrape.histograms)
+            for name in part
+        )
+        life.last_up = scrape.time
+        if life.down_since is not None and not life.counted_down:
+            life.down_since = None
+        if increments.restarted:
+            if not life.counted_down:
+                self._add(scrape, f"instance {scrape.instance} restarted")
+            life.counted_down = False
+            life.down_since = None
+        elif life.counted_down:
+            life.counted_down, life.down_since = False, None
+        self._stall(scrape, increments, life)
+
+    def _down(self, scrape: Scrape, life: _Life) -> None:
+        if life.down_since is None:
+            life.down_since = scrape.time
+        gone = scrape.time - life.down_since
+        if not life.counted_down and gone >= self.config.down_after_s and gone > 0:
+            life.counted_down = True
+            self._add(scrape, f"instance {scrape.instance} was down for {gone:.0f} s")
+
+    def _stall(self, scrape: Scrape, increments: Increments, life: _Life) -> None:
+        busy = any(
+            value > 0 and any(matches(selector, name) for selector in _BUSY)
+            for name, value in scrape.gauges.items()
+        )
+        moved = bool(increments.counters or increments.histograms)
+        if not busy or moved:
+            life.idle_since, life.stalled = None, False
+            return
+        if life.idle_since is None:
+            life.idle_since = scrape.time
+        still = scrape.time - life.idle_since
+        if still >= self.config.stall_after_s and not life.stalled:
+            life.stalled = True
+            self._add(
+                scrape,
+                f"instance {scrape.instance} had requests and made no progress for {still:.0f} s",
+            )
+
+    def _add(self, scrape: Scrape, what: str) -> None:
+        self.incidents.append(Incident(scrape.time, scrape.track, what))
+
+    def of(self, track: Track, since: float) -> list[Incident]:
+        """Incidents of a track from a time on."""
+        return [i for i in self.incidents if i.track == track and i.time >= since]
+
+    def engines_up(self, track: Track) -> int:
+        """Engine instances of a track that were up when last scraped (at least 1)."""
+        return max(
+            1,
+            sum(
+                1
+                for life in self._lives.values()
+                if life.track == track and life.engine and life.down_since is None
+            ),
+        )
+
+    def all_down(self, track: Track) -> bool:
+        """Whether instances of the track are known, and every one of them was last seen down."""
+        lives = [x for x in self._lives.values() if x.track == track]
+        return bool(lives) and all(life.counted_down for life in lives)
+
+    def silent(self, now: float, start: float) -> list[tuple[Track, float]]:
+        """Tracks without a usable scrape for `outage_after_s`, and for how long that has been."""
+        out: list[tuple[Track, float]] = []
+        for track in TRACKS:
+            age = now - self.last_usable.get(track, start)
+            if age > self.config.outage_after_s or (
+                track not in self.last_usable and age >= self.config.outage_after_s
+            ):
+                out.append((track, age))
+        return out

@@ -1,0 +1,165 @@
+"""From cumulative scrapes to increments, through resets, absent samples and instances that come
+and go; and from these to a crash count.
+
+The first scrape of an instance is a reference only: what it had counted before (a smoke
+generation, earlier traffic) is not this trace's. A sample that is absent from a scrape and there in
+the next has counted from zero. A sample that fell has been reset: all of its value is new.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from lockgate.domain.trace import Histogram, Scrape
+
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_GATEWAY_PREFIXES = ("envoy_", "gateway:", "lockgate:")
+
+
+@lru_cache(maxsize=4096)
+def parse_sample(name: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """`metric{a="x"}` as (metric, labels)."""
+    base, brace, rest = name.partition("{")
+    return base, frozenset(_LABEL.findall(rest)) if brace else frozenset()
+
+
+@lru_cache(maxsize=16384)
+def matches(selector: str, sample: str) -> bool:
+    """Whether a sample has the selector's name and at least its labels."""
+    wanted, labels = parse_sample(selector)
+    base, has = parse_sample(sample)
+    return wanted == base and labels <= has
+
+
+@dataclass
+class Moments:
+    """Sums over observations of one quantity; `mean_sum` and `square_sum` come from the buckets'
+    inner points and serve only to tell how much single observations scatter."""
+
+    count: float = 0.0
+    total: float = 0.0
+    mean_sum: float = 0.0
+    square_sum: float = 0.0
+
+    def add(self, other: Moments) -> None:
+        self.count += other.count
+        self.total += other.total
+        self.mean_sum += other.mean_sum
+        self.square_sum += other.square_sum
+
+    @property
+    def scatter(self) -> float:
+        """Squared coefficient of variation of single observations; NaN without any."""
+        if self.count <= 0 or self.mean_sum <= 0:
+            return float("nan")
+        return max(self.count * self.square_sum / self.mean_sum**2 - 1.0, 0.0)
+
+
+def moments_of(bounds: tuple[float, ...], counts: np.ndarray, total: float) -> Moments:
+    """Moments of one histogram increment. The sum is exact; where it contradicts the buckets (a
+    scrape taken between two updates, a lying endpoint) it is brought within what they allow."""
+    n = float(counts.sum())
+    if n <= 0:
+        return Moments()
+    high = np.array(bounds)
+    low = np.concatenate([[0.0], high[:-1]])
+    open_end = counts[-1]
+    closed = counts[:-1]
+    inner = float(np.sum(closed * (low[:-1] + high[:-1]) / 2))
+    square = float(np.sum(closed * (low[:-1] ** 2 + low[:-1] * high[:-1] + high[:-1] ** 2) / 3))
+    least = float(np.sum(counts * low))
+    if open_end > 0:
+        tail = max((total - inner) / open_end, low[-1])
+        inner += open_end * tail
+        square += open_end * tail**2
+        exact = max(total, least)
+    else:
+        exact = min(max(total, least), float(np.sum(closed * high[:-1])))
+    return Moments(n, exact, inner, square)
+
+
+@dataclass
+class Increments:
+    """What happened at one instance between two scrapes."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Moments] = field(default_factory=dict)
+    since: float = 0.0
+    until: float = 0.0
+    """The stretch of trace time in which all this happened."""
+    restarted: bool = False
+    """An engine's own samples fell, or its process start time moved."""
+
+
+@dataclass
+class _Instance:
+    counters: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    started: float | None = None
+    time: float | None = None
+
+
+def _is_engine(sample: str) -> bool:
+    return not sample.startswith(_GATEWAY_PREFIXES)
+
+
+class IncrementReader:
+    """Turns one instance's scrapes, in order of time, into increments."""
+
+    def __init__(self) -> None:
+        self._last = _Instance()
+
+    def read(self, scrape: Scrape) -> Increments:
+        """The increments since the last scrape; empty for the first and for `up` false."""
+        last, first = self._last, self._last.time is None
+        out = Increments(since=scrape.time if last.time is None else last.time, until=scrape.time)
+        if not scrape.up:
+            return out
+        started = scrape.gauges.get("process_start_time_seconds")
+        if started is not None:
+            if last.started is not None and started > last.started + 0.5:
+                out.restarted = True
+            last.started = started
+        if out.restarted:
+            last.counters.clear()
+            last.histograms.clear()
+        for name, value in scrape.counters.items():
+            before = last.counters.get(name, 0.0)
+            if value < before:
+                out.restarted = out.restarted or _is_engine(name)
+                before = 0.0
+            if not first and value > before:
+                out.counters[name] = value - before
+            last.counters[name] = value
+        for name, histogram in scrape.histograms.items():
+            previous = last.histograms.get(name)
+            counts = np.diff(np.array(histogram.cumulative), prepend=0.0)
+            total = histogram.sum
+            if previous is not None:
+                if (
+                    previous.le == histogram.le
+                    and previous.cumulative[-1] <= histogram.cumulative[-1]
+                ):
+                    step = counts - np.diff(np.array(previous.cumulative), prepend=0.0)
+                    fell = bool((step < 0).any()) or histogram.sum < previous.sum * (1 - 1e-9)
+                else:
+                    step, fell = counts, True
+                if fell:
+                    out.restarted = out.restarted or _is_engine(name)
+                else:
+                    counts, total = step, histogram.sum - previous.sum
+            if not first and counts.sum() > 0:
+                out.histograms[name] = moments_of(histogram.le, counts, total)
+            last.histograms[name] = histogram
+        last.time = scrape.time
+        return out
+
+
+def select_counters(selectors: tuple[str, ...], counters: Mapping[str, float]) -> float:
+    """Sum of all counters that match any selector."""
+    return sum(v for name, v in counters.items() if any(matches(s, name) for s in selectors))

@@ -1,0 +1,295 @@
+"""The judge itself: a pure function of the trace that it was shown.
+
+`Judge.observe` takes records as they come, `Judge.look` says what they show. Evidence is updated a
+block at a time, as soon as both tracks were scraped after the block's end, and only ever kept as a
+running maximum: the verdict is the same however often, or when, somebody looks, and a restart that
+replays the trace comes to the same verdict at the same trace time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from lockgate.domain.judge.config import (
+    GATEWAY_REQUESTS,
+    GATEWAY_SERVER_ERRORS,
+    GATEWAY_TTFB,
+    Criticality,
+    JudgeConfig,
+    MetricConfig,
+    MetricKind,
+)
+from lockgate.domain.judge.evaluators import Evaluator, RatioOfMeans
+from lockgate.domain.judge.health import HealthWatch
+from lockgate.domain.judge.increments import IncrementReader, Increments, Moments, select_counters
+from lockgate.domain.judge.report import JudgeReport, Verdict
+from lockgate.domain.judge.shares import CategoryMix, ShareDifference, SplitShare
+from lockgate.domain.judge.verdicts import Decision, Standing, decide
+from lockgate.domain.trace import (
+    TRACKS,
+    Histogram,
+    RequestRow,
+    Scrape,
+    TraceError,
+    Track,
+    parse_line,
+)
+
+_LATE_SHARE = 0.1
+"""Part of alpha kept for metrics whose samples appear only after the first block."""
+
+
+class Judge:
+    """Everything derived from a trace so far."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.config = config
+        self._evaluators: dict[str, Evaluator] = {}
+        for name, metric in config.metrics.items():
+            if metric.kind is MetricKind.LATENCY and not config.judge_latency:
+                continue
+            if metric.kind is MetricKind.SPLIT and config.canary_weight is None:
+                continue
+            evaluator = _evaluator(name, metric, config)
+            if evaluator is not None:
+                self._evaluators[name] = evaluator
+        self._health = HealthWatch(config)
+        self._readers: dict[tuple[Track, str], IncrementReader] = {}
+        self._times: dict[tuple[Track, str], float] = {}
+        self._latest: dict[Track, float] = {}
+        self._start: float | None = config.step_start
+        self._closed = 0
+        self._now: float | None = None
+        self._alpha: dict[str, float] = {}
+        self._late = 0
+        self._incidents = 0
+        self._finished: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
+        self._arrivals: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
+        self._decision = Decision()
+
+    @property
+    def time(self) -> float | None:
+        """The latest time that the trace has shown."""
+        return self._now
+
+    def observe(self, record: Scrape | RequestRow) -> None:
+        """Take one record. Records of one instance must come in order of time; one that is older
+        than what the instance has shown already (a duplicated or reordered line) is ignored."""
+        key = (record.track, record.instance)
+        if isinstance(record, Scrape):
+            if record.time <= self._times.get(key, -math.inf):
+                return
+            self._times[key] = record.time
+        if self._start is None:
+            self._start = record.time
+        self._now = record.time if self._now is None else max(self._now, record.time)
+        if isinstance(record, RequestRow):
+            self._observe_request(record, self._start)
+        else:
+            self._observe_scrape(record, self._start)
+        self._close_blocks(self._start)
+        if len(self._health.incidents) > self._incidents:
+            self._incidents = len(self._health.incidents)
+            self._decision = decide(self._standing(self._now), self._decision)
+
+    def _observe_scrape(self, scrape: Scrape, start: float) -> None:
+        reader = self._readers.setdefault((scrape.track, scrape.instance), IncrementReader())
+        increments = reader.read(scrape)
+        self._health.notice(scrape, increments)
+        for evaluator in self._evaluators.values():
+            evaluator.notice(scrape)
+        # rows of a dead instance move the track's clock too: its block must close
+        self._latest[scrape.track] = max(self._latest.get(scrape.track, start), scrape.time)
+        if scrape.time > start + self.config.settle_s:
+            self._take(scrape.track, increments)
+
+    def _observe_request(self, row: RequestRow, start: float) -> None:
+        if row.time <= start + self.config.settle_s:
+            return
+        increments = Increments({GATEWAY_REQUESTS: 1.0}, since=row.time, until=row.time)
+        if row.status >= 500 or row.status == 0:
+            increments.counters[GATEWAY_SERVER_ERRORS] = 1.0
+        elif row.ttfb is not None:
+            increments.histograms[GATEWAY_TTFB] = Moments(1.0, row.ttfb, row.ttfb, row.ttfb**2)
+        presence = Scrape(
+            row.time,
+            row.track,
+            row.instance,
+            True,
+            counters={GATEWAY_REQUESTS: 1.0},
+            histograms={GATEWAY_TTFB: Histogram((math.inf,), (0.0,), 0.0)},
+        )
+        for evaluator in self._evaluators.values():
+            evaluator.notice(presence, lasting=True)
+        self._take(row.track, increments)
+
+    def _take(self, track: Track, increments: Increments) -> None:
+        for evaluator in self._evaluators.values():
+            evaluator.take(track, increments)
+        self._finished[track] += select_counters(
+            ("vllm:request_success_total",), increments.counters
+        )
+        self._arrivals[track] += select_counters(
+            ("envoy_cluster_upstream_rq_total", GATEWAY_REQUESTS), increments.counters
+        )
+
+    def _close_blocks(self, start: float) -> None:
+        length = self.config.block_s
+        while self._now is not None:
+            end = start + self.config.settle_s + (self._closed + 1) * length
+            both = all(self._latest.get(t, -math.inf) >= end for t in TRACKS)
+            if not both and self._now < end + self.config.outage_after_s:
+                return
+            for evaluator in self._evaluators.values():
+                evaluator.close(end)
+            self._closed += 1
+            self._share_alpha()
+            self._decision = decide(self._standing(end), self._decision)
+
+    def _share_alpha(self) -> None:
+        """Give each metric that has data its share of alpha, once and for all.
+
+        What is there at the end of the first block shares nine tenths by weight; each metric that
+        comes later takes half of what is left of the last tenth. The shares never add up to more
+        than alpha, and what has no data takes none.
+        """
+        fresh = [
+            e
+            for name, e in self._evaluators.items()
+            if e.present
+            and name not in self._alpha
+            and e.metric.criticality is not Criticality.ADVISORY
+        ]
+        if not fresh:
+            return
+        if not self._alpha:
+            total = sum(e.metric.weight for e in fresh)
+            share = self.config.alpha * (1.0 - _LATE_SHARE)
+            self._alpha = {e.name: share * e.metric.weight / total for e in fresh}
+            return
+        for evaluator in fresh:
+            self._late += 1
+            self._alpha[evaluator.name] = self.config.alpha * _LATE_SHARE / 2.0**self._late
+
+    def _standing(self, now: float) -> Standing:
+        start = self._start if self._start is not None else now
+        return Standing(
+            config=self.config,
+            now=now,
+            start=start,
+            blocks=self._closed,
+            evaluators=self._evaluators,
+            alpha=self._alpha,
+            health=self._health,
+            finished=dict(self._finished),
+            arrivals=dict(self._arrivals),
+        )
+
+    def decided(self) -> JudgeReport | None:
+        """The report, once a pass or a fail was reached; None (and cheap) until then."""
+        if self._decision.fail_at is None and self._decision.pass_at is None:
+            return None
+        return self.look()
+
+    def look(self, now: float | None = None) -> JudgeReport:
+        """The verdict on what was observed; `now` (trace clock) defaults to the latest record.
+
+        Anytime-valid: it may be asked after every scrape. `now` matters only to outages and the
+        time budget.
+        """
+        moment = now if now is not None else self._now
+        if moment is None:
+            return JudgeReport(
+                verdict=Verdict.METRICS_OUTAGE, reasons=("the trace holds no scrape at all",)
+            )
+        standing = self._standing(max(moment, self._now if self._now is not None else moment))
+        self._decision = decide(standing, self._decision)
+        return self._decision.report(standing)
+
+
+def _evaluator(name: str, metric: MetricConfig, config: JudgeConfig) -> Evaluator | None:
+    """The evaluator of a metric; None for crashes, which the judge watches itself."""
+    match metric.kind:
+        case MetricKind.LATENCY | MetricKind.SIZE:
+            return RatioOfMeans(name, metric, config)
+        case MetricKind.RATIO:
+            return ShareDifference(name, metric, config)
+        case MetricKind.MIX:
+            return CategoryMix(name, metric, config)
+        case MetricKind.SPLIT:
+            return SplitShare(name, metric, config)
+        case MetricKind.CRASH:
+            return None
+
+
+def read_trace(lines: Iterable[str]) -> Iterator[Scrape | RequestRow]:
+    """The records of a trace; blank lines are skipped. A last line that was cut off (the writer was
+    killed) is left out; any other malformed line raises TraceError with its number."""
+    pending: tuple[int, TraceError] | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if pending is not None:
+            raise TraceError(f"line {pending[0]}: {pending[1].message}") from pending[1]
+        try:
+            record = parse_line(line)
+        except TraceError as error:
+            pending = (number, error)
+            continue
+        yield record
+    if pending is not None and pending[0] == 1:
+        raise TraceError(f"line 1: {pending[1].message}") from pending[1]
+
+
+def judge_lines(lines: Iterable[str], config: JudgeConfig) -> JudgeReport:
+    """The report at the first decisive look (pass or fail), or the last one."""
+    judge = Judge(config)
+    for record in read_trace(lines):
+        judge.observe(record)
+        report = judge.decided()
+        if report is not None:
+            return report
+    return judge.look()
+
+
+class Follower:
+    """A trace judged while it is written: feed it lines, get a report after every pair of scrapes."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._judge = Judge(config)
+        self._seen: set[Track] = set()
+        self._last = -math.inf
+        self._number = 0
+
+    def feed(self, line: str) -> JudgeReport | None:
+        """Take one line; a report when both tracks were scraped since the last one, or when one
+        track was scraped again a block later while the other is silent. Raises TraceError."""
+        self._number += 1
+        if not line.strip():
+            return None
+        try:
+            record = parse_line(line)
+        except TraceError as error:
+            raise TraceError(f"line {self._number}: {error.message}") from error
+        self._judge.observe(record)
+        if not isinstance(record, Scrape):
+            return None
+        alone = (
+            record.track in self._seen and record.time - self._last >= self._judge.config.block_s
+        )
+        self._seen.add(record.track)
+        if not alone and len(self._seen) < len(TRACKS):
+            return None
+        self._seen.clear()
+        self._last = record.time
+        return self._judge.look()
+
+
+def follow(lines: Iterable[str], config: JudgeConfig) -> Iterator[JudgeReport]:
+    """The reports of a `Follower` fed with all lines."""
+    follower = Follower(config)
+    for line in lines:
+        report = follower.feed(line)
+        if report is not None:
+            yield report

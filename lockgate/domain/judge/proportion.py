@@ -1,0 +1,203 @@
+"""Anytime-valid evidence about two proportions and about a split.
+
+Universal inference: the likelihood under a fixed mixture of shares over the best likelihood that
+the null has. Closed forms all through: the constrained maximum is the root of a cubic (Miettinen & Nurminen
+1985), so a whole grid of differences costs one vectorised call.
+
+Counts may be divided by a measured over-dispersion before they come here; the likelihoods do not
+need integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaln, xlog1py, xlogy
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Events among trials on both tracks."""
+
+    baseline_events: float
+    baseline_trials: float
+    canary_events: float
+    canary_trials: float
+
+    def scaled(self, dispersion: float) -> Counts:
+        """The same shares on 1 / dispersion of the trials."""
+        return Counts(
+            self.baseline_events / dispersion,
+            self.baseline_trials / dispersion,
+            self.canary_events / dispersion,
+            self.canary_trials / dispersion,
+        )
+
+    @property
+    def difference(self) -> float:
+        """Canary's share minus baseline's; NaN without trials."""
+        if self.baseline_trials <= 0 or self.canary_trials <= 0:
+            return float("nan")
+        return self.canary_events / self.canary_trials - self.baseline_events / self.baseline_trials
+
+
+def log_likelihood(events: ArrayLike, trials: ArrayLike, share: ArrayLike) -> Array:
+    """Binomial log likelihood without the combinatorial constant."""
+    events, trials, share = (np.asarray(x, dtype=float) for x in (events, trials, share))
+    out: Array = xlogy(events, share) + xlog1py(trials - events, -share)
+    return out
+
+
+def log_mixture(events: ArrayLike, trials: ArrayLike) -> Array:
+    """Log marginal likelihood of one share under the Jeffreys prior."""
+    return _marginal(np.asarray(events, dtype=float), np.asarray(trials, dtype=float), 0.5)
+
+
+def _marginal(events: Array, trials: Array, other: float) -> Array:
+    """Log marginal likelihood under Beta(1/2, other)."""
+    out: Array = betaln(events + 0.5, trials - events + other) - betaln(0.5, other)
+    return out
+
+
+_RARE = 60.0
+"""Second parameter of the prior for shares that are rare (mean below one in a hundred)."""
+
+
+def _log_alternative(kb: Array, nb: Array, kc: Array, nc: Array) -> Array:
+    """Log likelihood of both tracks under the fixed mixture that all e-values here are made with:
+    both shares anywhere, rare on both tracks (errors as they should be), or rare on one and
+    anywhere on the other."""
+    wide_b, rare_b = _marginal(kb, nb, 0.5), _marginal(kb, nb, _RARE)
+    wide_c, rare_c = _marginal(kc, nc, 0.5), _marginal(kc, nc, _RARE)
+    parts = np.stack(
+        [wide_b + wide_c, rare_b + rare_c, rare_b + wide_c, wide_b + rare_c], axis=-1
+    ) + np.log([0.3, 0.45, 0.2, 0.05])
+    top = parts.max(axis=-1)
+    out: Array = top + np.log(np.exp(parts - top[..., None]).sum(axis=-1))
+    return out
+
+
+def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
+    """Largest log likelihood over all pairs of shares with canary - baseline = difference."""
+    d = np.asarray(difference, dtype=float)
+    n, k = nb + nc, kb + kc
+    c2 = (nc + 2 * nb) * d - n - k
+    c1 = (nb * d - n - 2 * kb) * d + k
+    c0 = kb * d * (1 - d)
+    with np.errstate(all="ignore"):
+        a2 = c2 / (3 * n)
+        q = a2**3 - c1 * c2 / (6 * n**2) + c0 / (2 * n)
+        p = np.where(q >= 0, 1.0, -1.0) * np.sqrt(np.maximum(a2**2 - c1 / (3 * n), 0.0))
+        cosine = np.where(p != 0, q / p**3, 0.0)
+        angle = (np.pi + np.arccos(np.clip(cosine, -1.0, 1.0))) / 3
+        share = 2 * p * np.cos(angle) - a2
+    low, high = np.maximum(0.0, -d), np.minimum(1.0, 1.0 - d)
+    share = np.clip(np.nan_to_num(share, nan=0.5), low, high)
+    edge = 1e-12
+    share = np.clip(share, low + edge * (kb > 0), high - edge * (nb > kb))
+    canary = np.clip(share + d, edge * (kc > 0), 1.0 - edge * (nc > kc))
+    return log_likelihood(kb, nb, share) + log_likelihood(kc, nc, canary)
+
+
+def log_e_above(
+    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
+) -> Array:
+    """Log e-value against "canary's share - baseline's share <= bound" (all vectorised)."""
+    arrays = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
+    return _log_e(*arrays, above=True)
+
+
+def _log_e(kb: Array, nb: Array, kc: Array, nc: Array, bound: Array, *, above: bool) -> Array:
+    mixture = _log_alternative(*np.broadcast_arrays(kb, nb, kc, nc))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = kc / nc - kb / nb
+        beyond = difference > bound if above else difference < bound
+        free = log_likelihood(kb, nb, kb / nb) + log_likelihood(kc, nc, kc / nc)
+    best = np.where(beyond, _constrained(kb, nb, kc, nc, bound), free)
+    out: Array = np.where((nb > 0) & (nc > 0), mixture - best, 0.0)
+    return out
+
+
+def log_e_difference_above(counts: Counts, bound: ArrayLike) -> Array:
+    return log_e_above(
+        counts.baseline_events,
+        counts.baseline_trials,
+        counts.canary_events,
+        counts.canary_trials,
+        bound,
+    )
+
+
+def log_e_difference_below(counts: Counts, bound: ArrayLike) -> Array:
+    """Log e-value against "canary's share - baseline's share >= bound"."""
+    b = np.asarray(bound, dtype=float)
+    kb_, nb_, kc_, nc_ = (
+        np.asarray(x, dtype=float)
+        for x in (
+            counts.baseline_events,
+            counts.baseline_trials,
+            counts.canary_events,
+            counts.canary_trials,
+        )
+    )
+    return _log_e(kb_, nb_, kc_, nc_, b, above=False)
+
+
+_STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
+_DIFFERENCES: Array = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
+
+
+def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, float]:
+    """Time-uniform confidence interval of the difference of shares (to the grid's resolution,
+    outwards)."""
+    if counts.baseline_trials <= 0 or counts.canary_trials <= 0:
+        return -1.0, 1.0
+    grid = np.clip(counts.difference + _DIFFERENCES, -1.0, 1.0)
+    kb, nb, kc, nc = (
+        np.asarray(x)
+        for x in (
+            counts.baseline_events,
+            counts.baseline_trials,
+            counts.canary_events,
+            counts.canary_trials,
+        )
+    )
+    mixture = _log_alternative(kb, nb, kc, nc)
+    inside = mixture - _constrained(kb, nb, kc, nc, grid) < log_threshold
+    at = np.flatnonzero(inside)
+    if at.size == 0:
+        return counts.difference, counts.difference
+    return float(grid[max(at[0] - 1, 0)]), float(grid[min(at[-1] + 1, grid.size - 1)])
+
+
+def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float = 0.0) -> Array:
+    """Log e-value against "the canary's share of requests is within ``margin`` of ``share``".
+
+    Numerator: Jeffreys mixture (Lindon & Malek's multinomial test for two categories).
+    """
+    canary, total = np.asarray(canary, dtype=float), np.asarray(total, dtype=float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seen = np.where(total > 0, canary / np.where(total > 0, total, 1.0), share)
+    best = np.clip(seen, max(share - margin, 1e-9), min(share + margin, 1 - 1e-9))
+    out: Array = log_mixture(canary, total) - log_likelihood(canary, total, best)
+    return out
+
+
+def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
+    """Over-dispersion of shares between blocks of one track: Pearson's statistic a degree of
+    freedom, never below 1; 1 where fewer than 5 events or non-events were seen (nothing to
+    measure)."""
+    k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
+    total_k, total_n = k.sum(axis, keepdims=True), n.sum(axis, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = total_k / total_n
+        pearson = np.where(n > 0, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
+        freedom = (n > 0).sum(axis) - 1
+        value = pearson.sum(axis) / freedom
+    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < 5
+    out: Array = np.where(rare | (freedom < 3), 1.0, np.maximum(np.nan_to_num(value, nan=1.0), 1.0))
+    return out

@@ -1,0 +1,246 @@
+"""Evaluators of metrics that are shares of counts: error ratios, mixes, the split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lockgate.domain.judge import proportion
+from lockgate.domain.judge.config import JudgeConfig, MetricConfig
+from lockgate.domain.judge.evaluators import Evaluator, Evidence, finite, log_mean_exp
+from lockgate.domain.judge.increments import Increments, matches, select_counters
+from lockgate.domain.trace import TRACKS, Scrape, Track
+
+
+@dataclass
+class _ShareHistory:
+    """Events and trials of one pair of tracks, block by block, for the over-dispersion."""
+
+    events: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
+    trials: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
+
+    def add(self, track: Track, events: float, trials: float) -> None:
+        # an event may be scraped a moment before its trial
+        self.events[track].append(min(events, trials))
+        self.trials[track].append(trials)
+
+    def counts(self) -> proportion.Counts:
+        return proportion.Counts(
+            sum(self.events["baseline"]),
+            sum(self.trials["baseline"]),
+            sum(self.events["canary"]),
+            sum(self.trials["canary"]),
+        )
+
+    def dispersion(self) -> float:
+        return max(
+            float(proportion.dispersion(np.array(self.events[t]), np.array(self.trials[t])))
+            for t in TRACKS
+        )
+
+
+class ShareDifference(Evaluator):
+    """RATIO: the difference of the two tracks' shares of events among trials."""
+
+    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
+        super().__init__(name, metric, config)
+        self._source: int | None = None
+        self._open: dict[Track, list[float]] = {t: [0.0, 0.0] for t in TRACKS}
+        self._history = _ShareHistory()
+        self._described_at = -1
+
+    def _has_source(self, scrape: Scrape) -> bool:
+        for index, selectors in enumerate(self.metric.trials):
+            if self._source not in (None, index):
+                continue
+            if any(matches(s, name) for s in selectors for name in scrape.counters):
+                self._source = index
+                return True
+        return False
+
+    def take(self, track: Track, increments: Increments) -> None:
+        if self._source is None or not increments.counters:
+            return
+        block = self._open[track]
+        block[0] += select_counters(self.metric.events[self._source], increments.counters)
+        block[1] += select_counters(self.metric.trials[self._source], increments.counters)
+
+    def close(self, end: float) -> None:
+        if all(trials <= 0 for _, trials in self._open.values()):
+            return
+        for track in TRACKS:
+            events, trials = self._open[track]
+            self._history.add(track, events, trials)
+            # events ahead of their trials wait for them
+            self._open[track] = [max(events - trials, 0.0), 0.0]
+        self._blocks += 1
+        counts = self._history.counts()
+        self.evidence.n_baseline, self.evidence.n_canary = (
+            counts.baseline_trials,
+            counts.canary_trials,
+        )
+        paid = counts.scaled(self._history.dispersion())
+        self._raise_to(
+            float(proportion.log_e_difference_above(paid, self.metric.margin)),
+            float(proportion.log_e_difference_below(paid, self.metric.margin)),
+        )
+
+    def describe(self) -> Evidence:
+        if self._described_at != self._blocks:
+            counts = self._history.counts()
+            self.evidence.estimate = finite(counts.difference)
+            if self.evidence.estimate is not None:
+                self.evidence.interval = proportion.difference_interval(
+                    counts.scaled(self._history.dispersion()),
+                    -math.log(1.0 - self.config.interval_level),
+                )
+            self.evidence.detail = (
+                f"{counts.canary_events:.0f} of {counts.canary_trials:.0f} on the canary, "
+                f"{counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
+            )
+            self._described_at = self._blocks
+        return self.evidence
+
+
+class CategoryMix(Evaluator):
+    """MIX: each category's share against all others, up and down."""
+
+    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
+        super().__init__(name, metric, config)
+        self._open: dict[Track, dict[str, float]] = {
+            t: dict.fromkeys(metric.categories, 0.0) for t in TRACKS
+        }
+        self._history: Mapping[str, _ShareHistory] = {c: _ShareHistory() for c in metric.categories}
+        self._described_at = -1
+
+    def _has_source(self, scrape: Scrape) -> bool:
+        return any(
+            matches(s, name) for s in self.metric.categories.values() for name in scrape.counters
+        )
+
+    def take(self, track: Track, increments: Increments) -> None:
+        for category, selector in self.metric.categories.items():
+            self._open[track][category] += select_counters((selector,), increments.counters)
+
+    def close(self, end: float) -> None:
+        if all(sum(block.values()) <= 0 for block in self._open.values()):
+            return
+        for track in TRACKS:
+            trials = sum(self._open[track].values())
+            for category, history in self._history.items():
+                history.add(track, self._open[track][category], trials)
+            self._open[track] = dict.fromkeys(self.metric.categories, 0.0)
+        self._blocks += 1
+        worse: list[float] = []
+        within: list[float] = []
+        for history in self._history.values():
+            counts = history.counts()
+            paid = counts.scaled(history.dispersion())
+            margin = self.metric.margin
+            worse += [
+                float(proportion.log_e_difference_above(paid, margin)),
+                float(proportion.log_e_difference_below(paid, -margin)),
+            ]
+            within += [
+                float(proportion.log_e_difference_below(paid, margin)),
+                float(proportion.log_e_difference_above(paid, -margin)),
+            ]
+        counts = next(iter(self._history.values())).counts()
+        self.evidence.n_baseline, self.evidence.n_canary = (
+            counts.baseline_trials,
+            counts.canary_trials,
+        )
+        self._raise_to(log_mean_exp(worse), min(within))
+
+    def describe(self) -> Evidence:
+        if self._described_at != self._blocks and self._blocks:
+            largest = max(
+                self._history,
+                key=lambda c: abs(np.nan_to_num(self._history[c].counts().difference)),
+            )
+            history = self._history[largest]
+            counts = history.counts()
+            self.evidence.estimate = finite(counts.difference)
+            if self.evidence.estimate is not None:
+                self.evidence.interval = proportion.difference_interval(
+                    counts.scaled(history.dispersion()),
+                    -math.log((1.0 - self.config.interval_level) / len(self._history)),
+                )
+            self.evidence.detail = (
+                f"largest change: `{largest}`, {counts.canary_events:.0f} of "
+                f"{counts.canary_trials:.0f} on the canary, {counts.baseline_events:.0f} of "
+                f"{counts.baseline_trials:.0f} on the baseline"
+            )
+            self._described_at = self._blocks
+        return self.evidence
+
+
+class SplitShare(ShareDifference):
+    """SPLIT: the canary's share of requests against the committed weight, less the probes.
+
+    The two tracks are not scraped at the same moment, and one may be silent for a while: counts are
+    compared only up to a time that both have been scraped at, with increments that reach beyond it
+    split in proportion.
+    """
+
+    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
+        super().__init__(name, metric, config)
+        self._pending: dict[Track, list[tuple[float, float, float]]] = {t: [] for t in TRACKS}
+        self._until = -math.inf
+
+    def take(self, track: Track, increments: Increments) -> None:
+        if self._source is None or not increments.counters:
+            return
+        sent = select_counters(self.metric.trials[self._source], increments.counters)
+        probes = select_counters(("lockgate:probe_total",), increments.counters)
+        self._pending[track].append((increments.since, increments.until, sent - probes))
+
+    def _drain(self, track: Track, until: float) -> float:
+        """Requests of a track up to a time; what lies beyond stays pending."""
+        total, rest = 0.0, []
+        for since, to, count in self._pending[track]:
+            part = 1.0 if to <= until else max(0.0, (until - since) / (to - since))
+            total += part * count
+            if part < 1.0:
+                rest.append((max(since, until), to, count * (1.0 - part)))
+        self._pending[track] = rest
+        return total
+
+    def close(self, end: float) -> None:
+        until = min(end, *(self.last_seen.get(t, -math.inf) for t in TRACKS))
+        if until <= self._until:
+            return
+        self._until = until
+        trials = {t: max(self._drain(t, until), 0.0) for t in TRACKS}
+        if sum(trials.values()) <= 0 or self.config.canary_weight is None:
+            return
+        self._history.add("canary", trials["canary"], sum(trials.values()))
+        self._blocks += 1
+        canary, total = self._totals()
+        spread = float(
+            proportion.dispersion(
+                np.array(self._history.events["canary"]), np.array(self._history.trials["canary"])
+            )
+        )
+        self.evidence.n_canary, self.evidence.n_baseline = canary, total - canary
+        worse = proportion.log_e_split(
+            canary / spread, total / spread, self.config.canary_weight, self.metric.margin
+        )
+        self._raise_to(float(worse), 0.0)
+
+    def _totals(self) -> tuple[float, float]:
+        return sum(self._history.events["canary"]), sum(self._history.trials["canary"])
+
+    def describe(self) -> Evidence:
+        canary, total = self._totals()
+        weight = self.config.canary_weight
+        if total > 0 and weight is not None:
+            self.evidence.estimate = canary / total - weight
+            self.evidence.detail = (
+                f"{canary:.0f} of {total:.0f} requests went to the canary, {weight:.1%} was "
+                "committed"
+            )
+        return self.evidence

@@ -1,0 +1,325 @@
+"""From evidence to verdicts: which metric fails, what a pass needs, and why, in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from lockgate.domain.judge.config import (
+    Criticality,
+    JudgeConfig,
+    MetricConfig,
+    MetricKind,
+    PassRule,
+)
+from lockgate.domain.judge.evaluators import Evaluator
+from lockgate.domain.judge.health import HealthWatch
+from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
+from lockgate.domain.trace import TRACKS, Track
+
+_MAX_LOG = 700.0
+
+
+def _e_value(log_value: float) -> float:
+    return math.exp(min(log_value, _MAX_LOG))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests a replica on the canary over requests a replica on the baseline."""
+
+    ratio: float
+    surely_lighter: bool
+    """The canary carries less than the allowed range, beyond chance."""
+    surely_heavier: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All that a decision is made of, at one moment of trace time."""
+
+    config: JudgeConfig
+    now: float
+    start: float
+    blocks: int
+    evaluators: Mapping[str, Evaluator]
+    alpha: Mapping[str, float]
+    health: HealthWatch
+    finished: Mapping[Track, float]
+    arrivals: Mapping[Track, float]
+
+    @property
+    def elapsed(self) -> float:
+        return self.now - self.start
+
+    @property
+    def canary_requests(self) -> float:
+        """Requests that the canary finished (as its engine says, else as the gateway says)."""
+        return self.finished["canary"] or self.arrivals["canary"]
+
+    def load(self) -> Load:
+        """The load a replica on both tracks, by arrivals at the gateway where they are known."""
+        counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
+        if min(counts.values()) <= 0:
+            return Load(1.0, False, False)
+        rate = {t: counts[t] / self.health.engines_up(t) for t in TRACKS}
+        ratio = rate["canary"] / rate["baseline"]
+        noise = 2.0 * math.sqrt(sum(1.0 / counts[t] for t in TRACKS))
+        limit = math.log(self.config.max_load_ratio)
+        return Load(ratio, math.log(ratio) + noise < -limit, math.log(ratio) - noise > limit)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What has been decided so far. A fail stays; a pass stays unless a fail comes."""
+
+    fail_at: float | None = None
+    fail_reasons: tuple[str, ...] = ()
+    pass_at: float | None = None
+
+    def report(self, standing: Standing) -> JudgeReport:
+        """The whole answer at the moment of `standing`."""
+        metrics = tuple(metric_verdicts(standing))
+        verdict, reasons = _whole(standing, self, metrics)
+        decided = {Verdict.FAIL: self.fail_at, Verdict.PASS: self.pass_at}.get(verdict)
+        return JudgeReport(
+            verdict=verdict,
+            decided_at=decided,
+            time=standing.now,
+            looks=standing.blocks,
+            reasons=reasons,
+            futile=not verdict.decisive and standing.elapsed > standing.config.time_budget_s,
+            metrics=metrics,
+        )
+
+
+def decide(standing: Standing, before: Decision) -> Decision:
+    """The decision after this moment. Pure; called at every block and at every incident."""
+    after = before
+    if after.fail_at is None:
+        failed = [m for m in metric_verdicts(standing, display=False) if _fails_whole(standing, m)]
+        if failed:
+            after = replace(
+                after,
+                fail_at=standing.now,
+                fail_reasons=tuple(f"{m.name}: {m.reason}" for m in failed),
+            )
+    in_budget = standing.elapsed <= standing.config.time_budget_s + standing.config.block_s
+    if after.fail_at is None and after.pass_at is None and in_budget and not obstacles(standing):
+        after = replace(after, pass_at=standing.now)
+    return after
+
+
+def _fails_whole(standing: Standing, metric: MetricVerdict) -> bool:
+    return (
+        metric.verdict is Verdict.FAIL
+        and standing.config.metrics[metric.name].criticality is not Criticality.ADVISORY
+    )
+
+
+def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricVerdict]:
+    """Each metric's verdict. `display` false leaves out estimates and intervals (cheaper)."""
+    out: list[MetricVerdict] = []
+    for name, metric in standing.config.metrics.items():
+        if metric.kind is MetricKind.CRASH:
+            out.append(_crashes(standing, name))
+        elif name in standing.evaluators:
+            out.append(_judged(standing, standing.evaluators[name], display=display))
+        elif display:
+            why = (
+                "not judged in this step: latencies are not compared at unequal load"
+                if metric.kind is MetricKind.LATENCY
+                else "not judged: no committed weight was given"
+            )
+            out.append(_blank(name, metric, why))
+    return out
+
+
+def _blank(name: str, metric: MetricConfig, reason: str) -> MetricVerdict:
+    return MetricVerdict(
+        name=name,
+        verdict=Verdict.INSUFFICIENT_DATA,
+        margin=metric.margin,
+        criticality=metric.criticality.value,
+        reason=reason,
+    )
+
+
+def _crashes(standing: Standing, name: str) -> MetricVerdict:
+    metric = standing.config.metrics[name]
+    found = {t: standing.health.of(t, standing.start) for t in TRACKS}
+    n_canary, n_baseline = len(found["canary"]), len(found["baseline"])
+    if n_canary > n_baseline:
+        verdict, reason = Verdict.FAIL, "; ".join(i.what for i in found["canary"])
+    elif n_canary:
+        verdict = Verdict.INSUFFICIENT_DATA
+        reason = f"both tracks had incidents ({n_baseline} baseline, {n_canary} canary)"
+    elif "canary" not in standing.health.last_usable:
+        verdict, reason = Verdict.INSUFFICIENT_DATA, "the canary has not been scraped yet"
+    else:
+        verdict, reason = Verdict.PASS, "no crash, restart or stall of the canary"
+    return MetricVerdict(
+        name=name,
+        verdict=verdict,
+        estimate=float(n_canary - n_baseline),
+        n_baseline=n_baseline,
+        n_canary=n_canary,
+        margin=metric.margin,
+        criticality=metric.criticality.value,
+        reason=reason,
+    )
+
+
+def _percent(metric: MetricConfig, value: float | None) -> str:
+    if value is None:
+        return "?"
+    if metric.kind in (MetricKind.LATENCY, MetricKind.SIZE):
+        return f"{value:+.1%}" if abs(value) < 3 else f"{1 + value:.1f}-fold"
+    return f"{100 * value:+.2f} points"
+
+
+def _range(metric: MetricConfig, interval: tuple[float | None, float | None] | None) -> str:
+    if interval is None:
+        return ""
+    return f" (interval {_percent(metric, interval[0])} to {_percent(metric, interval[1])})"
+
+
+def _stale(standing: Standing, evaluator: Evaluator) -> str | None:
+    """Why the metric's samples count as lost, or None."""
+    lost = [
+        f"{track} for {standing.now - seen:.0f} s"
+        for track, seen in evaluator.last_seen.items()
+        if standing.now - seen > standing.config.outage_after_s
+    ]
+    return f"samples that were there are missing: {', '.join(lost)}" if lost else None
+
+
+def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> MetricVerdict:
+    metric, config = evaluator.metric, standing.config
+    evidence = evaluator.describe() if display else evaluator.evidence
+    alpha = standing.alpha.get(evaluator.name)
+    if metric.criticality is Criticality.ADVISORY:
+        alpha = config.alpha
+    threshold = None if alpha is None else 1.0 / alpha
+    worse = threshold is not None and evidence.log_worse >= math.log(threshold)
+    within = evidence.log_within >= -math.log(config.beta)
+    enough = min(evidence.n_baseline, evidence.n_canary) >= metric.minimum_samples
+    change = _percent(metric, evidence.estimate) + _range(metric, evidence.interval)
+    if evidence.detail:
+        change += f"; {evidence.detail}"
+    margin = _percent(metric, metric.margin)
+    verdict = Verdict.INSUFFICIENT_DATA
+    load = standing.load() if metric.kind is MetricKind.LATENCY else None
+    lost = _stale(standing, evaluator)
+    if not evaluator.present:
+        reason = "the trace has no such samples"
+    elif worse and not (load and load.surely_heavier):
+        verdict = Verdict.FAIL
+        reason = f"worse than the margin of {margin}: {change}"
+    elif load and (load.surely_heavier or load.surely_lighter):
+        reason = (
+            f"not like with like: a canary replica carries {load.ratio:.2f} times the load of a "
+            f"baseline replica; change {change}"
+        )
+    elif lost:
+        verdict, reason = Verdict.METRICS_OUTAGE, lost
+    elif metric.kind is MetricKind.SPLIT:
+        verdict = Verdict.PASS if enough else Verdict.INSUFFICIENT_DATA
+        reason = (
+            f"no evidence of a wrong split: {evidence.detail}" if enough else "too few requests"
+        )
+    elif within and enough:
+        verdict = Verdict.PASS
+        reason = f"within the margin of {margin}: {change}"
+    elif not enough:
+        reason = (
+            f"too few samples: {evidence.n_baseline:.0f} baseline, {evidence.n_canary:.0f} canary, "
+            f"{metric.minimum_samples} needed on each"
+        )
+    else:
+        reason = f"neither shown to be within the margin of {margin} nor beyond: {change}"
+    return MetricVerdict(
+        name=evaluator.name,
+        verdict=verdict,
+        estimate=evidence.estimate,
+        interval=evidence.interval,
+        evidence=_e_value(evidence.log_worse),
+        threshold=threshold,
+        evidence_within=_e_value(evidence.log_within),
+        n_baseline=evidence.n_baseline,
+        n_canary=evidence.n_canary,
+        margin=metric.margin,
+        criticality=metric.criticality.value,
+        reason=reason,
+    )
+
+
+def obstacles(standing: Standing) -> list[str]:
+    """What stands between the canary and a pass; empty when it passes."""
+    config = standing.config
+    out: list[str] = []
+    if standing.elapsed < config.hold_s:
+        out.append(f"{config.hold_s - standing.elapsed:.0f} s of the hold time are left")
+    if standing.canary_requests < config.minimum_requests:
+        out.append(
+            f"the canary finished {standing.canary_requests:.0f} requests, "
+            f"{config.minimum_requests} are needed"
+        )
+    for track in TRACKS:
+        if track not in standing.health.last_usable:
+            out.append(f"the {track} has not been scraped yet")
+        elif standing.health.all_down(track):
+            out.append(f"every instance of the {track} is down")
+    out += [
+        f"no metrics of the {t}" for t, _ in standing.health.silent(standing.now, standing.start)
+    ]
+    for found in metric_verdicts(standing, display=False):
+        metric = config.metrics[found.name]
+        if metric.criticality is Criticality.ADVISORY:
+            continue
+        must = (
+            metric.criticality is Criticality.REQUIRED and config.pass_rule is PassRule.NONINFERIOR
+        )
+        broken = found.verdict in (Verdict.FAIL, Verdict.METRICS_OUTAGE)
+        crashed = metric.kind is MetricKind.CRASH and found.verdict is not Verdict.PASS
+        if broken or crashed or (must and found.verdict is not Verdict.PASS):
+            out.append(f"{found.name}: {found.reason}")
+    return out
+
+
+def _whole(
+    standing: Standing, decision: Decision, metrics: tuple[MetricVerdict, ...]
+) -> tuple[Verdict, tuple[str, ...]]:
+    if decision.fail_at is not None:
+        now = tuple(f"{m.name}: {m.reason}" for m in metrics if _fails_whole(standing, m))
+        return Verdict.FAIL, now or decision.fail_reasons
+    if decision.pass_at is not None:
+        if standing.config.pass_rule is PassRule.NO_HARM:
+            return Verdict.PASS, (
+                f"no harm seen in {standing.canary_requests:.0f} requests; this step proves "
+                "nothing about margins",
+            )
+        shown = tuple(
+            f"{m.name}: {m.reason}"
+            for m in metrics
+            if m.verdict is Verdict.PASS and m.criticality == Criticality.REQUIRED.value
+        )
+        return Verdict.PASS, ("every required metric was shown to be within its margin", *shown)
+    silent = standing.health.silent(standing.now, standing.start)
+    if silent:
+        return Verdict.METRICS_OUTAGE, tuple(
+            f"no usable metrics of the {track} for {age:.0f} s" for track, age in silent
+        )
+    lost = tuple(
+        f"{m.name}: {m.reason}"
+        for m in metrics
+        if m.verdict is Verdict.METRICS_OUTAGE and m.criticality == Criticality.REQUIRED.value
+    )
+    if lost:
+        return Verdict.METRICS_OUTAGE, lost
+    waiting = tuple(obstacles(standing))
+    if standing.elapsed > standing.config.time_budget_s:
+        spent = f"no decision within the time budget of {standing.config.time_budget_s:.0f} s"
+        return Verdict.INSUFFICIENT_DATA, (f"futility: {spent}", *waiting)
+    return Verdict.INSUFFICIENT_DATA, waiting

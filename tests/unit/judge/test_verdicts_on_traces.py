@@ -1,0 +1,248 @@
+"""What the judge says about whole traces, through its public door."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lockgate.domain.judge import Judge, JudgeConfig, JudgeReport, Verdict, follow, judge_lines
+from lockgate.domain.trace import TraceError, parse_line
+from tests.unit.judge.traces import TTFT_LE, Server, finished, trace
+
+DEMO = {
+    "step_start": 0.0,
+    "canary_weight": 0.5,
+    "block_s": 3.0,
+    "drift_sd": 0.1,
+    "drift_surprise": 3.0,
+    "metrics": {
+        "ttft": {"margin": 0.6},
+        "itl": {"margin": 0.6},
+        "queue": {"margin": 0.6},
+        "e2e_per_token": {"margin": 0.6},
+        "gateway_errors": {"margin": 0.05},
+        "finish_reasons": {"margin": 0.3, "criticality": "guard"},
+        "output_length": {"margin": 0.3},
+    },
+}
+
+
+def config(**changes: Any) -> JudgeConfig:
+    return JudgeConfig.model_validate({**DEMO, **changes})
+
+
+def metric(report: JudgeReport, name: str) -> Any:
+    return next(m for m in report.metrics if m.name == name)
+
+
+@pytest.mark.parametrize("drift_sd", [0.0, 0.2])
+def test_an_equal_canary_is_never_failed_under_default_margins(drift_sd: float) -> None:
+    server = Server(drift_sd=drift_sd, rate=3.0)
+    verdicts = Counter(
+        judge_lines(
+            trace(server, server, 60, seed), JudgeConfig(step_start=0, canary_weight=0.5)
+        ).verdict
+        for seed in range(10)
+    )
+    assert verdicts[Verdict.FAIL] == 0
+
+
+def test_an_equal_canary_passes_within_wide_margins_in_little_more_than_a_minute() -> None:
+    reports = [judge_lines(trace(Server(), Server(), 100, s), config()) for s in range(6)]
+    assert [r.verdict for r in reports].count(Verdict.PASS) >= 5
+    assert all(r.decided_at is None or r.decided_at >= 30 for r in reports)
+
+
+def test_a_canary_whose_first_token_takes_twenty_times_as_long_fails_within_half_a_minute() -> None:
+    for seed in range(4):
+        report = judge_lines(trace(Server(), Server(ttft=3.0), 60, seed), config())
+        assert report.verdict is Verdict.FAIL
+        assert report.decided_at is not None and report.decided_at <= 30
+        assert metric(report, "ttft").verdict is Verdict.FAIL
+        assert any("ttft" in reason for reason in report.reasons)
+
+
+def test_a_doubled_latency_is_found_where_replicas_are_declared_not_to_drift() -> None:
+    settings = JudgeConfig(step_start=0, drift_sd=0.0)
+    for seed in range(4):
+        slow = Server(ttft=0.3, itl=0.09)
+        report = judge_lines(trace(Server(), slow, 120, seed), settings)
+        assert report.verdict is Verdict.FAIL
+
+
+def test_server_errors_at_the_gateway_fail_the_canary_and_are_named() -> None:
+    report = judge_lines(trace(Server(), Server(errors=1.0), 60, 1), config())
+    assert report.verdict is Verdict.FAIL
+    assert report.decided_at is not None and report.decided_at <= 20
+    assert any("gateway_errors" in reason for reason in report.reasons)
+
+
+def test_answers_cut_short_fail_the_canary() -> None:
+    report = judge_lines(trace(Server(), Server(tokens=10.0), 90, 1), config())
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "output_length").verdict is Verdict.FAIL
+
+
+def test_answers_that_never_stop_fail_the_canary_by_their_finish_reasons() -> None:
+    settings = JudgeConfig(step_start=0, metrics={"output_length": {"criticality": "advisory"}})
+    report = judge_lines(trace(Server(), Server(length_share=0.95), 60, 1), settings)
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "finish_reasons").verdict is Verdict.FAIL
+
+
+def test_a_split_that_is_not_the_committed_one_fails() -> None:
+    report = judge_lines(trace(Server(rate=4.0), Server(rate=1.0), 60, 1), config())
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "split").verdict is Verdict.FAIL
+
+
+def test_a_canary_that_dies_fails_at_once_and_a_dead_baseline_is_not_blamed_on_it() -> None:
+    def dead(track: str) -> Any:
+        def edit(row: dict[str, Any]) -> dict[str, Any]:
+            if row["time"] > 10 and row["track"] == track and row["instance"] != "gateway":
+                return {**row, "up": False, "counters": {}, "histograms": {}}
+            return row
+
+        return edit
+
+    canary = judge_lines(trace(Server(), Server(), 60, 1, edit=dead("canary")), config())
+    assert canary.verdict is Verdict.FAIL
+    assert canary.decided_at is not None and canary.decided_at <= 14
+    assert metric(canary, "crashes").verdict is Verdict.FAIL
+    baseline = judge_lines(trace(Server(), Server(), 60, 1, edit=dead("baseline")), config())
+    assert baseline.verdict in (Verdict.INSUFFICIENT_DATA, Verdict.METRICS_OUTAGE)
+
+
+def test_a_restart_seen_only_in_counters_that_fell_is_a_crash_and_loses_no_count() -> None:
+    def restart(row: dict[str, Any]) -> dict[str, Any]:
+        if row["time"] > 20 and row["track"] == "canary" and row["instance"] != "gateway":
+            return {
+                **row,
+                "counters": {finished("stop"): 3.0 + row["time"] - 20},
+                "histograms": {
+                    "vllm:time_to_first_token_seconds": {
+                        "le": [*TTFT_LE, "+Inf"],
+                        "cumulative": [0.0] * 6 + [row["time"] - 20] * 11,
+                        "sum": 0.18 * (row["time"] - 20),
+                    }
+                },
+            }
+        return row
+
+    report = judge_lines(trace(Server(), Server(), 40, 1, edit=restart), config())
+    assert report.verdict is Verdict.FAIL
+    assert any("restarted" in reason for reason in report.reasons)
+
+
+def test_an_envoy_restart_resets_counters_and_blames_nobody() -> None:
+    def reset(row: dict[str, Any]) -> dict[str, Any]:
+        if row["time"] > 20 and row["instance"] == "gateway":
+            return {**row, "counters": {"envoy_cluster_upstream_rq_total": row["time"] - 20}}
+        return row
+
+    report = judge_lines(trace(Server(), Server(), 40, 1, edit=reset), config())
+    assert report.verdict is not Verdict.FAIL
+
+
+def test_missing_metrics_are_an_outage_and_never_a_pass() -> None:
+    def silent(row: dict[str, Any]) -> dict[str, Any] | None:
+        return None if row["track"] == "canary" and row["time"] > 5 else row
+
+    report = judge_lines(trace(Server(), Server(), 60, 1, edit=silent), config())
+    assert report.verdict is Verdict.METRICS_OUTAGE
+    assert "canary" in report.reasons[0]
+    assert judge_lines([], config()).verdict is Verdict.METRICS_OUTAGE
+
+
+def test_values_that_are_not_numbers_are_an_outage_of_that_metric() -> None:
+    def lying(row: dict[str, Any]) -> dict[str, Any]:
+        histograms = {
+            name: {**h, "sum": float("nan")} if row["time"] > 10 else h
+            for name, h in row["histograms"].items()
+        }
+        return {**row, "histograms": histograms} if row["track"] == "canary" else row
+
+    report = judge_lines(trace(Server(), Server(), 60, 1, edit=lying), config())
+    assert report.verdict is Verdict.METRICS_OUTAGE
+    assert metric(report, "ttft").verdict is Verdict.METRICS_OUTAGE
+
+
+def test_no_traffic_is_insufficient_data_and_past_the_budget_it_is_called_futile() -> None:
+    idle = Server(rate=0.0)
+    report = judge_lines(trace(idle, idle, 60, 1), config(time_budget_s=50.0))
+    assert report.verdict is Verdict.INSUFFICIENT_DATA
+    assert report.futile and "futility" in report.reasons[0]
+
+
+def test_latency_at_unequal_load_does_not_pass_and_says_so() -> None:
+    lone = trace(Server(rate=6.0), Server(rate=1.0), 90, 1)
+    report = judge_lines(lone, config(canary_weight=None))
+    assert report.verdict is Verdict.INSUFFICIENT_DATA
+    assert "not like with like" in metric(report, "ttft").reason
+
+
+def test_a_safety_step_passes_on_no_harm_and_claims_nothing_more() -> None:
+    settings = config(
+        judge_latency=False, pass_rule="no_harm", hold_s=40, minimum_requests=15, canary_weight=0.1
+    )
+    report = judge_lines(trace(Server(rate=5.4), Server(rate=0.6), 60, 3), settings)
+    assert report.verdict is Verdict.PASS
+    assert report.decided_at is not None and report.decided_at >= 40
+    assert "proves nothing about margins" in report.reasons[0]
+    broken = judge_lines(trace(Server(rate=5.4), Server(rate=0.6, errors=1.0), 60, 3), settings)
+    assert broken.verdict is Verdict.FAIL
+
+
+def test_spinnaker_6278_seven_of_ten_values_a_hundredfold_fails() -> None:
+    """Kayenta passed this: control all 1, canary 100 in seven of ten."""
+    lines = []
+    values = {"baseline": [1.0] * 10, "canary": [100, 1, 100, 100, 1, 100, 100, 1, 100, 100]}
+    for i in range(11):
+        for track, series in values.items():
+            seen = series[:i]
+            le = [0.5, 2.0, 50.0, 200.0]
+            histogram = {
+                "le": [*le, "+Inf"],
+                "cumulative": [*(sum(v <= b for v in seen) for b in le), len(seen)],
+                "sum": sum(seen),
+            }
+            row = {"time": i * 10.0, "track": track, "instance": track, "up": True}
+            lines.append(
+                json.dumps({**row, "histograms": {"vllm:time_to_first_token_seconds": histogram}})
+            )
+    report = judge_lines(lines, JudgeConfig(step_start=0.0, block_s=10.0, drift_surprise=2.5))
+    assert report.verdict is Verdict.FAIL
+
+
+def test_the_verdict_is_the_same_however_the_trace_is_looked_at() -> None:
+    lines = list(trace(Server(), Server(ttft=3.0), 60, 5))
+    at_once = judge_lines(lines, config())
+    restarted = Judge(config())
+    for line in lines:
+        record = parse_line(line)
+        restarted.observe(record)
+        restarted.observe(record)  # a duplicated line changes nothing
+    reports = [r for r in follow(lines, config()) if r.verdict is Verdict.FAIL]
+    assert at_once.decided_at == restarted.look().decided_at == reports[0].decided_at
+    assert JudgeReport.model_validate(at_once.to_data()) == at_once
+
+
+def test_a_torn_last_line_is_left_out_and_a_torn_line_elsewhere_is_refused() -> None:
+    lines = list(trace(Server(), Server(), 20, 1))
+    torn = lines[-1][: len(lines[-1]) // 2]
+    assert judge_lines([*lines[:-1], torn], config()).verdict is Verdict.INSUFFICIENT_DATA
+    with pytest.raises(TraceError, match="line 4"):
+        judge_lines([*lines[:3], torn, *lines[4:]], config())
+
+
+def test_configuration_is_strict_and_partial_metrics_keep_their_other_defaults() -> None:
+    given = JudgeConfig.model_validate({"metrics": {"ttft": {"margin": 0.6}}})
+    assert given.metrics["ttft"].margin == 0.6
+    assert given.metrics["ttft"].histogram and "itl" in given.metrics
+    for bad in ({"alhpa": 0.1}, {"alpha": 0}, {"metrics": {"ttft": {"margn": 0.6}}}):
+        with pytest.raises(ValidationError):
+            JudgeConfig.model_validate(bad)
