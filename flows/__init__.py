@@ -1,0 +1,1 @@
+"""Deployable Prefect flows: composition only. Addressed by module path, e.g. `flows.release.release`."""

@@ -1,0 +1,61 @@
+"""The main flow: one model from its source to a promoted canary, or to a refusal that says why."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.calling import run_step
+from flows.canary import canary
+from flows.steps import (
+    MeasureRequest, MeasureResult, PrepareRequest, PrepareResult, SignRequest, SignResult,
+    measure, prepare, sign,
+)  # fmt: skip
+from lockgate.domain.steps import CanaryRequest, ReleaseOutcome, ReleaseRequest
+from tasks import releasing, supply
+
+
+@flow(
+    name="release",
+    flow_run_name="release-{request.spec.model}-{request.spec.environment}",
+    validate_parameters=True,
+)
+def release(request: ReleaseRequest) -> ReleaseOutcome:
+    """Prepare, measure, gate, sign, commit, raise. Any finished part is found again when it is run a second time.
+
+    A refusal by a gate or a verdict is an outcome, not an exception: the flow completes and says so. Exceptions are for
+    what could not be done.
+    """
+    spec = request.spec
+    policy = releasing.read_policy()
+    made = run_step(prepare, PrepareRequest(spec=spec, policy=policy), PrepareResult)
+    prepared = made.prepared
+    candidate = releasing.describe_candidate(spec, prepared)
+    draft = releasing.open_release(spec, candidate, prepared.recipe, made.stages)
+    if draft.already_stable:
+        return releasing.settle(draft)
+    screened = supply.decide_gates(spec, policy, candidate, prepared)
+    if not supply.may_be_served(screened):
+        return releasing.refuse(draft, screened)
+    manifests = releasing.scan_manifests(spec, candidate, policy)
+    measured = run_step(measure, MeasureRequest(candidate=candidate, spec=spec), MeasureResult)
+    draft = draft.with_stages(measured.stage)
+    baseline = None
+    if draft.stable is not None:
+        baseline = run_step(measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult)
+    gates = supply.decide_gates(
+        spec, policy, candidate, prepared, manifests, measured.measurements,
+        baseline.measurements if baseline else None,
+    )  # fmt: skip
+    if not gates.passed:
+        return releasing.refuse(draft, gates)
+    signed = run_step(
+        sign,
+        SignRequest(
+            prepared=prepared, candidate=candidate, policy=policy, gates=gates,
+            measured=measured.measurements,
+        ),
+        SignResult,
+    )  # fmt: skip
+    releasing.commit_candidate(spec, candidate, policy, signed.evidence)
+    ended = canary(CanaryRequest(model=spec.model, environment=spec.environment))
+    return releasing.conclude(draft, gates, signed.evidence, ended)

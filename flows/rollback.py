@@ -1,0 +1,18 @@
+"""Send the traffic back to stable because a person says so. The canary flow rolls back by itself on a verdict."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.steps import RollbackRequest
+from tasks import driving
+
+
+@flow(name="rollback", flow_run_name="rollback-{request.model}-{request.environment}")
+def rollback(request: RollbackRequest) -> ReleaseState:
+    """Commit the rollback at once, without waiting for whoever drives the release: Git decides who was first."""
+    state = driving.commit_abort(
+        request.model, request.environment, request.reason, request.requested_by
+    )
+    return driving.finish_cleanup(state)

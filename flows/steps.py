@@ -1,0 +1,87 @@
+"""Step flows: the heavy or privileged parts of a release, each deployable with resources and an identity of its own.
+
+In Prefect a task runs where its flow runs. So what needs a GPU, touches untrusted bytes or holds the signing key is a flow:
+called directly on a laptop, and by `run_deployment` on its own work pool where `LOCKGATE_STEP_RUNNER=deployment`.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from lockgate.domain.base import Frozen
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.gates import GateReport
+from lockgate.domain.policy import Policy
+from lockgate.domain.spec import ReleaseSpec
+from lockgate.domain.steps import Measurements, PreparedModel, StageSeconds
+from tasks import intake, measurement, supply
+
+
+class PrepareRequest(Frozen):
+    spec: ReleaseSpec
+    policy: Policy
+
+
+class PrepareResult(Frozen):
+    prepared: PreparedModel
+    stages: tuple[StageSeconds, ...]
+
+
+class MeasureRequest(Frozen):
+    candidate: Candidate
+    spec: ReleaseSpec
+
+
+class MeasureResult(Frozen):
+    measurements: Measurements
+    stage: StageSeconds
+
+
+class SignRequest(Frozen):
+    prepared: PreparedModel
+    candidate: Candidate
+    policy: Policy
+    gates: GateReport
+    measured: Measurements
+
+
+class SignResult(Frozen):
+    evidence: Digest
+    """Digest of the gate predicate that was signed."""
+
+
+@flow(name="prepare", flow_run_name="prepare-{request.spec.model}")
+def prepare(request: PrepareRequest) -> PrepareResult:
+    """Resolve, fetch, scan, quantize, scan again, package. Weights that fail their scan are not opened any further."""
+    spec, policy = request.spec, request.policy
+    revision = intake.resolve_source(spec.source)
+    source, fetched = intake.fetch_model(spec.source, revision, spec.model)
+    scan, scanned = intake.scan_weights(source, policy.weights)
+    if not intake.is_clean(scan, policy):
+        prepared = intake.describe(revision, spec, source, source, [scan])
+        return PrepareResult(prepared=prepared, stages=(fetched, scanned))
+    model, quantized = intake.quantize_model(source, spec.quantization, spec.model)
+    rescan, rescanned = intake.scan_weights(model, policy.weights)
+    image_scan = intake.scan_image(model, policy.images)
+    prepared = intake.describe(revision, spec, source, model, [scan, rescan, image_scan])
+    return PrepareResult(prepared=prepared, stages=(fetched, scanned, quantized, rescanned))
+
+
+@flow(name="measure", flow_run_name="measure-{request.spec.model}")
+def measure(request: MeasureRequest) -> MeasureResult:
+    """Serve, evaluate, benchmark."""
+    measurements, stage = measurement.measure_candidate(
+        request.candidate, request.spec.evaluation, request.spec.benchmark
+    )
+    return MeasureResult(measurements=measurements, stage=stage)
+
+
+@flow(name="sign", flow_run_name="sign-{request.candidate.serving.served_model_name}")
+def sign(request: SignRequest) -> SignResult:
+    """Sign and attest, then verify what was written."""
+    evidence = supply.sign_candidate(
+        request.prepared, request.candidate, request.policy, request.gates, request.measured
+    )
+    supply.verify_candidate(request.candidate, request.policy)
+    return SignResult(evidence=evidence)

@@ -1,0 +1,103 @@
+"""`release`, `plan`, `rollback`, `reconcile`: the commands that run flows."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lockgate.cli import console
+from lockgate.cli.documents import read_spec
+from lockgate.cli.prefect_server import ensure_server
+from lockgate.errors import EXIT_REFUSED
+from lockgate.settings import Settings
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Spec = Annotated[Path, typer.Argument(help="Release spec (YAML).", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Model name, as in the spec.", show_default=False)]
+Environment = Annotated[str, typer.Option("--env", help="Environment.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(release)
+    app.command()(plan)
+    app.command()(rollback)
+    app.command()(reconcile)
+
+
+def release(spec: Spec, as_json: Json = False) -> None:
+    """Release a model: prepare, measure, gate, sign, commit, raise the canary, promote or roll back."""
+    request_spec = read_spec(spec)
+    ensure_server(Settings())
+    from flows.release import release as flow
+    from lockgate.domain.steps import ReleaseRequest
+    from tasks.progress import listening
+
+    request = ReleaseRequest(spec=request_spec, requested_by=getpass.getuser())
+    with console.Bars() as bars, listening(bars):
+        outcome = flow(request)
+    if as_json:
+        console.print_json(outcome.to_data())
+    else:
+        console.out.print(
+            f"{outcome.model}/{outcome.environment} {outcome.candidate.digest.short}: "
+            f"{outcome.result}: {outcome.reason}",
+            markup=False,
+        )
+    if not outcome.accepted:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def plan(spec: Spec, as_json: Json = False) -> None:
+    """Say what a release would do and which finished steps it would find, without doing any of it."""
+    request_spec = read_spec(spec)
+    from tasks.planning import plan_release
+
+    planned = plan_release(request_spec)
+    if as_json:
+        console.print_json(planned.to_data())
+        return
+    console.out.print(planned.as_text(), markup=False, highlight=False)
+
+
+def rollback(
+    model: Model,
+    env: Environment = "local",
+    reason: Annotated[str, typer.Option(help="Why; goes into the commit.")] = "asked for by a person",
+    as_json: Json = False,
+) -> None:
+    """Send all traffic back to stable by a commit, and denylist the candidate."""
+    ensure_server(Settings())
+    from flows.rollback import rollback as flow
+    from lockgate.domain.steps import RollbackRequest
+
+    state = flow(
+        RollbackRequest(
+            model=model, environment=env, reason=reason, requested_by=getpass.getuser()
+        )
+    )
+    if as_json:
+        console.print_json(state.to_data())
+    else:
+        console.out.print(f"{model}/{env}: {state.phase}, generation {state.generation}", markup=False)
+
+
+def reconcile(
+    model: Annotated[str | None, typer.Argument(help="One model; all if not given.")] = None,
+    env: Environment = "local",
+    every: Annotated[
+        float | None, typer.Option(help="Go on for ever, looking every so many seconds.")
+    ] = None,
+) -> None:
+    """Take up every release that nobody is driving, and go on with it from Git."""
+    ensure_server(Settings())
+    from flows.reconcile import reconcile as flow
+    from flows.reconcile import watch
+
+    if every is not None:
+        watch(every)
+    else:
+        for line in flow(model, env):
+            console.out.print(line, markup=False)

@@ -1,0 +1,79 @@
+"""`init`, `up`, `down`, `status`: the workspace and its embedded cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lockgate.cli import console
+from lockgate.cli.prefect_server import ensure_server, stop_server
+from lockgate.settings import Settings
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (init, up, down, status):
+        app.command()(command)
+
+
+def init(
+    env: Annotated[str, typer.Option(help="Name of the first environment.")] = "local",
+    agent: Annotated[
+        str, typer.Option(help="What applies the manifests: embedded, argocd or flux.")
+    ] = "embedded",
+) -> None:
+    """Make the workspace: a release key, an image store, and a GitOps repository laid down from the template."""
+    from tasks.workspace import initialise
+
+    made = initialise(Settings(), environment=env, agent=agent)
+    for line in made:
+        console.out.print(line, markup=False)
+
+
+def up(
+    server: Annotated[bool, typer.Option(help="Also Prefect's server and the reconciler.")] = True,
+) -> None:
+    """Start the embedded cluster (agent and Envoy), Prefect's server and the reconciler. What runs is left as it is."""
+    from tasks.workspace import Workspace
+
+    settings = Settings()
+    Workspace(settings).cluster().up()
+    if server:
+        from lockgate.cli.reconciler import ensure_reconciler
+
+        url = ensure_server(settings)
+        ensure_reconciler(settings)
+        console.out.print(f"Prefect: {url.removesuffix('/api')}", markup=False)
+    console.out.print("the embedded cluster is up")
+
+
+def down() -> None:
+    """End everything that this workspace started: reconciler, agent, model servers, Envoy, Prefect's server."""
+    from lockgate.cli.reconciler import stop_reconciler
+    from tasks.workspace import Workspace
+
+    settings = Settings()
+    stop_reconciler(settings)
+    Workspace(settings).cluster().down()
+    stop_server(settings)
+    console.out.print("down")
+
+
+def status(as_json: Json = False) -> None:
+    """Where every model stands: what Git says and what the cluster does."""
+    from tasks.status import read_status
+
+    rows = read_status(Settings())
+    if as_json:
+        console.print_json([row.to_data() for row in rows])
+        return
+    table = Table("model", "env", "phase", "slot", "role", "candidate", "weight", "cluster")
+    for row in rows:
+        table.add_row(
+            row.model, row.environment, row.phase, row.slot, row.role, row.candidate,
+            f"{row.weight}%", row.cluster,
+        )  # fmt: skip
+    console.out.print(table)

@@ -1,0 +1,107 @@
+"""What travels between the steps of a release: identities only, never weights, local paths or secrets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lockgate.domain.base import Frozen
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import BenchmarkEvidence, EvaluationEvidence, ScanEvidence
+from lockgate.domain.gates import GateReport
+from lockgate.domain.images import ImageRef
+from lockgate.domain.release_state import Outcome, Phase
+from lockgate.domain.sources import ModelRevision
+from lockgate.domain.spec import Recipe, ReleaseSpec
+
+
+class StepKey(Frozen):
+    """Identity of a finished step: what went into it, and the version of the code that did it.
+
+    A changed `version` forgets the results of older code. Paths, times and secrets have no place among the inputs.
+    """
+
+    step: str
+    version: int
+    inputs: dict[str, Any]
+
+
+class ReleaseRequest(Frozen):
+    """Parameter of the release flow."""
+
+    spec: ReleaseSpec
+    requested_by: str = "unknown"
+
+
+class CanaryRequest(Frozen):
+    """Parameter of the canary and reconcile flows: the state itself is in Git."""
+
+    model: str
+    environment: str
+
+
+class RollbackRequest(CanaryRequest):
+    """Parameter of the rollback flow."""
+
+    reason: str
+    requested_by: str
+
+
+class StoredModel(Frozen):
+    """A snapshot and the image that carries it."""
+
+    snapshot: Digest
+    size: int
+    """Bytes of all files."""
+    image: ImageRef
+
+
+class PreparedModel(Frozen):
+    """What the intake steps made of a source."""
+
+    revision: ModelRevision
+    recipe: Recipe
+    source: StoredModel
+    model: StoredModel
+    """What is to be released: the source itself, or its quantized form."""
+    scans: tuple[ScanEvidence, ...]
+    licenses: tuple[str, ...] = ()
+    """As the model declares them."""
+
+
+class Measurements(Frozen):
+    """Evaluation and benchmark of one candidate."""
+
+    candidate: Candidate
+    evaluation: EvaluationEvidence
+    benchmark: BenchmarkEvidence
+
+
+class StageSeconds(Frozen):
+    """How long a stage took. Zero-like for a stage whose result was found from an earlier run (`reused`)."""
+
+    stage: str
+    seconds: float
+    reused: bool = False
+
+
+class ReleaseOutcome(Frozen):
+    """What became of a release, for the command line, the report and the flow's caller."""
+
+    model: str
+    environment: str
+    candidate: Candidate
+    recipe: Recipe
+    gates: GateReport
+    result: Literal["promoted", "rolled_back", "aborted", "refused", "waiting", "already_stable"]
+    phase: Phase
+    outcome: Outcome | None = None
+    reason: str
+    evidence: Digest | None = None
+    release: str | None = None
+    stages: tuple[StageSeconds, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the candidate serves, or may yet: refusals and rollbacks are not accepted."""
+        return self.result in ("promoted", "waiting", "already_stable")

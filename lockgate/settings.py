@@ -1,0 +1,122 @@
+"""Where things lie: the workspace and the few settings that differ from place to place.
+
+Everything can be set by `LOCKGATE_…` environment variables (a work pool's job variables, a systemd unit, a shell). On a
+laptop nothing needs to be set: the workspace is `.lockgate` in the current directory and holds an image store, a bare GitOps
+remote, a key and an embedded cluster.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lockgate.domain.digests import Digest
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Frozen: read once where a flow or a command starts."""
+
+    model_config = SettingsConfigDict(env_prefix="LOCKGATE_", frozen=True, extra="ignore")
+
+    workspace: Path = Path(".lockgate")
+    store: str | None = None
+    """Image store: `oci:PATH` or `HOST[:PORT]`. None: the workspace's own OCI layout."""
+    plain_http: bool = False
+    """Talk to the registry without TLS."""
+    repository: str = "lockgate.local"
+    """Host and path prefix of the image repositories, e.g. `registry.example.com/ml`."""
+    remote: str | None = None
+    """GitOps remote. None: the workspace's own bare repository."""
+    branch: str = "main"
+    cluster: Literal["local", "kubernetes"] = "local"
+    signing_key: Path | None = None
+    """PEM key file. None: the workspace's own key."""
+    signing_key_passphrase: SecretStr | None = None
+    keyless: bool = False
+    """Sign with the ambient OIDC identity (Fulcio, Rekor) instead of a key."""
+    commit_signing_key: Path | None = None
+    """SSH key that signs Lockgate's commits."""
+    step_runner: Literal["inline", "deployment"] = "inline"
+    """Whether step flows run in the calling process or as deployments on work pools."""
+    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
+    """A Prefect server that is already there. None: the workspace starts one of its own and re-uses it."""
+
+    @property
+    def layout(self) -> WorkspaceLayout:
+        return WorkspaceLayout(self.workspace.absolute())
+
+    @property
+    def store_location(self) -> str:
+        return self.store or f"oci:{self.layout.store}"
+
+    @property
+    def git_remote(self) -> str:
+        return self.remote or str(self.layout.remote)
+
+    def model_repository(self, model: str) -> str:
+        return f"{self.repository}/models/{model}"
+
+    def runtime_repository(self, engine: str) -> str:
+        return f"{self.repository}/runtimes/{engine}"
+
+    @property
+    def records_repository(self) -> str:
+        """Where step records and evidence documents are kept."""
+        return f"{self.repository}/records"
+
+
+class WorkspaceLayout:
+    """Paths inside a workspace. Nothing is created here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def remote(self) -> Path:
+        return self.root / "gitops.git"
+
+    @property
+    def private_key(self) -> Path:
+        return self.root / "keys" / "release.key"
+
+    @property
+    def public_key(self) -> Path:
+        return self.root / "keys" / "release.pub"
+
+    @property
+    def cluster(self) -> Path:
+        return self.root / "cluster"
+
+    @property
+    def prefect(self) -> Path:
+        return self.root / "prefect"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def snapshot(self, digest: Digest) -> Path:
+        """Where a snapshot's files lie once they were fetched or pulled. Content-addressed."""
+        return self.root / "snapshots" / digest.hex
+
+    def checkout(self, purpose: str) -> Path:
+        return self.root / "checkouts" / purpose
+
+    def trace(self, model: str, environment: str, generation: int) -> Path:
+        """The scrapes of one canary step: a step begins with a commit, so its generation names it."""
+        return self.root / "traces" / f"{model}-{environment}" / f"{generation:06d}.jsonl"
+
+    def looks(self, model: str, environment: str, generation: int) -> Path:
+        """The judge's report after each look of one canary step, for the report's plots."""
+        return self.trace(model, environment, generation).with_suffix(".looks.jsonl")

@@ -1,0 +1,1 @@
+"""Thin Prefect tasks: retries, timeouts, logging, artifacts and identity of finished steps. The work is in the adapters."""

@@ -1,0 +1,208 @@
+"""From a source to a scanned model image: resolve, fetch, quantize, scan, package."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lockgate import environments
+from lockgate.adapters import quantization, scanners, sources
+from lockgate.adapters.oci.package import missing_blobs, pull_model, push_model, snapshot_of
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import ScanEvidence
+from lockgate.domain.gates.scan import weights_are_clean
+from lockgate.domain.policy import ImageScanPolicy, Policy, WeightScanPolicy
+from lockgate.domain.sources import ModelRevision, Snapshot, Source
+from lockgate.domain.spec import Recipe, ReleaseSpec
+from lockgate.domain.steps import PreparedModel, StageSeconds, StepKey, StoredModel
+from lockgate.errors import UsageError
+from tasks.progress import Report, as_fraction, progress
+from tasks.recorded import find_or_make
+from tasks.retries import TRANSIENT
+from tasks.workspace import Workspace
+
+FETCH_VERSION = 1
+QUANTIZE_VERSION = 1
+SCAN_VERSION = 1
+
+
+def fetch_key(workspace: Workspace, revision: ModelRevision, model: str) -> StepKey:
+    """What a fetched and published snapshot depends on."""
+    repository = workspace.settings.model_repository(model)
+    return StepKey(
+        step="fetch", version=FETCH_VERSION,
+        inputs={"revision": revision.to_data(), "repository": repository},
+    )  # fmt: skip
+
+
+def quantize_key(
+    workspace: Workspace, source: StoredModel, recipe: Recipe, model: str
+) -> StepKey:
+    """What quantized weights depend on: the source's bytes, the recipe, and the versions that did it."""
+    return StepKey(
+        step="quantize", version=QUANTIZE_VERSION,
+        inputs={
+            "snapshot": source.snapshot, "recipe": recipe,
+            "environment": environments.environment_digest("quantization"),
+            "repository": workspace.settings.model_repository(model),
+        },
+    )  # fmt: skip
+
+
+def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
+    """What a scan's findings depend on: a scanner of another version may find more."""
+    return StepKey(
+        step="scan-weights", version=SCAN_VERSION,
+        inputs={
+            "snapshot": model.snapshot, "policy": policy.content_digest(),
+            "scanners": scanners.versions(),
+        },
+    )  # fmt: skip
+
+
+@task(name="resolve-source", cache_policy=NO_CACHE, **TRANSIENT)
+def resolve_source(source: str) -> ModelRevision:
+    """The exact revision behind what the user wrote; a branch is resolved now and recorded."""
+    return sources.resolve(_parsed(source))
+
+
+@task(name="fetch-model", cache_policy=NO_CACHE, **TRANSIENT)
+def fetch_model(
+    source: str, revision: ModelRevision, model: str
+) -> tuple[StoredModel, StageSeconds]:
+    """Fetch a revision once, hashed while it is written, and publish it as an unsigned image."""
+    workspace = Workspace.current()
+
+    def make() -> StoredModel:
+        # Named by the revision, so that a fetch that was killed goes on where it stopped.
+        name = Digest.of_json(revision.to_data()).hex
+        directory = workspace.layout.root / "fetching" / name / "model"
+        pull = functools.partial(pull_model, workspace.store)
+        with progress(f"fetch {revision.repo}") as report:
+            snapshot = sources.fetch(
+                _parsed(source), revision, directory, progress=as_fraction(report),
+                options=sources.FetchOptions(pull=pull),
+            )  # fmt: skip
+            stored = _publish(workspace, directory, snapshot, model, report)
+        shutil.rmtree(directory.parent, ignore_errors=True)
+        return stored
+
+    key = fetch_key(workspace, revision, model)
+    return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
+
+
+@task(name="quantize-model", cache_policy=NO_CACHE)
+def quantize_model(
+    source: StoredModel, recipe: Recipe, model: str
+) -> tuple[StoredModel, StageSeconds]:
+    """Quantize a stored model into another stored model. Not retried: it fails for good reasons."""
+    if recipe is Recipe.NONE:
+        return source, StageSeconds(stage="quantize", seconds=0.0, reused=True)
+    workspace = Workspace.current()
+
+    def make() -> StoredModel:
+        python = environments.environment_python("quantization")
+        with _scratch(workspace) as scratch, progress(f"quantize {recipe}") as report:
+            directory = scratch / "model"
+            quantization.quantize(
+                python, workspace.materialise(source), directory, recipe,
+                log=workspace.layout.logs / f"quantize-{source.snapshot.short}-{recipe}.log",
+                progress=as_fraction(report),
+            )  # fmt: skip
+            snapshot = sources.read_snapshot(directory)
+            return _publish(workspace, directory, snapshot, model, report)
+
+    key = quantize_key(workspace, source, recipe, model)
+    return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
+
+
+@task(name="scan-weights", cache_policy=NO_CACHE)
+def scan_weights(
+    model: StoredModel, policy: WeightScanPolicy
+) -> tuple[ScanEvidence, StageSeconds]:
+    """Scan every file of a stored model."""
+    workspace = Workspace.current()
+
+    def make() -> ScanEvidence:
+        with progress(f"scan {model.snapshot.short}") as report:
+            return scanners.scan_weights(
+                workspace.materialise(model), snapshot_of(workspace.store, model.image), policy,
+                log_directory=workspace.layout.logs, progress=as_fraction(report),
+            )  # fmt: skip
+
+    return find_or_make(workspace.records, scan_key(model, policy), ScanEvidence, make)
+
+
+@task(name="scan-image", cache_policy=NO_CACHE)
+def scan_image(model: StoredModel, policy: ImageScanPolicy) -> ScanEvidence:
+    """trivy over the model image. Never recorded: what trivy knows changes daily."""
+    workspace = Workspace.current()
+    log = workspace.layout.logs / f"trivy-image-{model.snapshot.short}.log"
+    return scan_stored_image(workspace.store, model.image, policy, log=log)
+
+
+def is_clean(scan: ScanEvidence, policy: Policy) -> bool:
+    """Whether these weights may be opened by the steps that follow (the gate itself comes later, over all scans)."""
+    return weights_are_clean(scan, policy.weights)
+
+
+def describe(
+    revision: ModelRevision,
+    spec: ReleaseSpec,
+    source: StoredModel,
+    model: StoredModel,
+    scans: list[ScanEvidence],
+) -> PreparedModel:
+    """The prepared model; a scan of the same subject by the same means counts once."""
+    distinct = {scan.content_digest(): scan for scan in scans}
+    return PreparedModel(
+        revision=revision, recipe=spec.quantization, source=source, model=model,
+        scans=tuple(distinct.values()),
+    )  # fmt: skip
+
+
+def _parsed(text: str) -> Source:
+    try:
+        return Source.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _publish(
+    workspace: Workspace, directory: Path, snapshot: Snapshot, model: str, report: Report
+) -> StoredModel:
+    """Move the files to their content-addressed place and push the image that carries them."""
+    target = workspace.layout.snapshot(snapshot.digest)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(target)
+    image = push_model(
+        workspace.store, workspace.settings.model_repository(model), target, snapshot,
+        labels={"dev.lockgate.model": model}, progress=report,
+    )  # fmt: skip
+    return StoredModel(snapshot=snapshot.digest, size=snapshot.size, image=image)
+
+
+def _stored(workspace: Workspace) -> Callable[[StoredModel], bool]:
+    return lambda model: not missing_blobs(workspace.store, model.image)
+
+
+class _scratch:
+    """A directory in the workspace (same file system as the snapshots, so a rename is enough), removed afterwards."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.parent = workspace.layout.root / "scratch"
+
+    def __enter__(self) -> Path:
+        self.parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(dir=self.parent))
+        return self.path
+
+    def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""Serve a candidate as it would be served, evaluate it and put it under load. Holds no signing key and no Git token."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lockgate import environments
+from lockgate.adapters import benchmark, evaluation
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.spec import BenchmarkSpec, EvaluationSpec
+from lockgate.domain.steps import Measurements, StageSeconds, StepKey
+from serving import ephemeral
+from tasks.progress import progress
+from tasks.recorded import find_or_make
+from tasks.workspace import Workspace
+
+MEASURE_VERSION = 1
+
+
+@task(name="measure-candidate", cache_policy=NO_CACHE)
+def measure_candidate(
+    candidate: Candidate, evaluation_spec: EvaluationSpec, benchmark_spec: BenchmarkSpec
+) -> tuple[Measurements, StageSeconds]:
+    """Evaluation and benchmark of a candidate, once: the same candidate measured the same way is looked up."""
+    workspace = Workspace.current()
+
+    def make() -> Measurements:
+        model = workspace.stored_model(candidate.model)
+        directory = workspace.materialise(model)
+        logs = workspace.layout.logs / f"measure-{candidate.digest.short}"
+        logs.mkdir(parents=True, exist_ok=True)
+        python = environments.environment_python("serving")
+        with (
+            progress(f"evaluate {candidate.digest.short}") as evaluating,
+            progress(f"benchmark {candidate.digest.short}") as benching,
+            ephemeral.serve(
+                directory, candidate.serving, python=python, log_path=logs / "vllm.log",
+                cpu_pool=workspace.cpu_pool(),
+            ) as endpoint,
+        ):  # fmt: skip
+            scores = evaluation.evaluate(
+                endpoint.base_url, endpoint.model_name, evaluation_spec,
+                subject=candidate.digest, log_dir=logs / "evaluation", progress=evaluating,
+            )  # fmt: skip
+            load = benchmark.benchmark(
+                endpoint, benchmark_spec, subject=candidate.digest,
+                fingerprint=endpoint.fingerprint, serving_python=python, model_dir=directory,
+                log_dir=logs / "benchmark", progress=benching,
+            )  # fmt: skip
+        return Measurements(candidate=candidate, evaluation=scores, benchmark=load)
+
+    key = StepKey(
+        step="measure", version=MEASURE_VERSION,
+        inputs={
+            "candidate": candidate.digest,
+            "evaluation": evaluation_spec.to_data(),
+            "suite": evaluation.suite_digest(evaluation_spec),
+            "benchmark": benchmark_spec.to_data(),
+            "hardware": ephemeral.hardware_digest(),
+        },
+    )  # fmt: skip
+    return find_or_make(workspace.records, key, Measurements, make)

@@ -1,0 +1,194 @@
+"""The release flow's own tasks: what is asked for, what stands already, what is committed and how it ended."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from lockgate.adapters.scanners import trivy
+from lockgate.domain.base import Frozen
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import ScanEvidence
+from lockgate.domain.gates import GateReport
+from lockgate.domain.policy import Policy
+from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
+from lockgate.domain.rollout import Transition, Wait, start
+from lockgate.domain.spec import Recipe, ReleaseSpec
+from lockgate.domain.steps import PreparedModel, ReleaseOutcome, StageSeconds
+from tasks.driving import apply, rendering
+from tasks.retries import TRANSIENT
+from tasks.supply import verify
+from tasks.workspace import Workspace
+
+logger = logging.getLogger("lockgate.release")
+
+
+class Draft(Frozen):
+    """A release before its first commit."""
+
+    model: str
+    environment: str
+    candidate: Candidate
+    recipe: Recipe
+    stable: Candidate | None
+    """What it will be compared with; None for a first release."""
+    phase: Phase
+    stages: tuple[StageSeconds, ...]
+    already_stable: bool = False
+
+    def with_stages(self, *stages: StageSeconds) -> Draft:
+        return self.model_copy(update={"stages": (*self.stages, *stages)})
+
+
+@task(name="read-policy", cache_policy=NO_CACHE, **TRANSIENT)
+def read_policy() -> Policy:
+    """The policy at the head of the protected branch."""
+    repository = Workspace.current().gitops
+    repository.sync()
+    return repository.read_policy()
+
+
+@task(name="describe-candidate", cache_policy=NO_CACHE)
+def describe_candidate(spec: ReleaseSpec, prepared: PreparedModel) -> Candidate:
+    """Model image, runtime image and serving spec; without a runtime in the spec it is the embedded cluster's own."""
+    runtime = spec.runtime or Workspace.current().local_runtime(spec.serving.engine)
+    return Candidate(model=prepared.model.image, runtime=runtime, serving=spec.serving)
+
+
+@task(name="open-release", cache_policy=NO_CACHE, **TRANSIENT)
+def open_release(
+    spec: ReleaseSpec, candidate: Candidate, recipe: Recipe, stages: tuple[StageSeconds, ...]
+) -> Draft:
+    """Refuse early what could never be committed: a denylisted candidate, or a second release beside one under way.
+
+    Raises:
+        Refused: by name of the reason.
+    """
+    repository = Workspace.current().gitops
+    repository.sync()
+    state = repository.read_state(spec.model, spec.environment)
+    stable = state.occupant(state.stable) if state.stable is not None else None
+    draft = Draft(
+        model=spec.model, environment=spec.environment, candidate=candidate, recipe=recipe,
+        stable=stable.candidate if stable is not None else None, phase=state.phase, stages=stages,
+        already_stable=stable is not None and stable.candidate.digest == candidate.digest
+        and state.phase in (Phase.STABLE, Phase.BAKING),
+    )  # fmt: skip
+    if draft.already_stable or _is_under_way(state, candidate):
+        return draft
+    answer = start(state, _occupant(state, candidate, candidate.digest), spec.canary, _now())
+    logger.info("%s/%s: %s", spec.model, spec.environment, answer.subject if isinstance(answer, Transition) else answer.reason)
+    return draft
+
+
+@task(name="scan-manifests", cache_policy=NO_CACHE)
+def scan_manifests(
+    spec: ReleaseSpec, candidate: Candidate, policy: Policy
+) -> tuple[ScanEvidence, ...]:
+    """trivy over the manifests that the first commit of this release would hold."""
+    workspace = Workspace.current()
+
+    def build(newest: ReleaseState) -> Transition | Wait | None:
+        if _is_under_way(newest, candidate):
+            return None
+        return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
+
+    files = workspace.gitops.preview(
+        spec.model, spec.environment, build, rendering(workspace, spec.model, spec.environment)
+    )
+    if files is None:
+        return ()
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        for path, text in files.items():
+            (directory / path).write_text(text)
+        log = workspace.layout.logs / f"trivy-manifests-{candidate.digest.short}.log"
+        return (trivy.scan_manifests(directory, policy.images, log=log),)
+
+
+@task(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)
+def commit_candidate(
+    spec: ReleaseSpec, candidate: Candidate, policy: Policy, evidence: Digest
+) -> ReleaseState:
+    """Put the verified candidate into the free slot at weight 0. A second run finds it there."""
+    workspace = Workspace.current()
+    verify(workspace, candidate, policy)
+
+    def build(newest: ReleaseState) -> Transition | Wait | None:
+        if _is_under_way(newest, candidate):
+            return None
+        return start(newest, _occupant(newest, candidate, evidence), spec.canary, _now())
+
+    return apply(workspace, spec.model, spec.environment, build).state
+
+
+def refuse(draft: Draft, gates: GateReport) -> ReleaseOutcome:
+    """The outcome of a candidate that its gates keep out. Nothing of it is in Git."""
+    return _outcome(draft, gates, "refused", "; ".join(gates.refusals))
+
+
+def settle(draft: Draft) -> ReleaseOutcome:
+    """The outcome of asking for what is there already."""
+    gates = GateReport(candidate=draft.candidate.digest, results=())
+    return _outcome(draft, gates, "already_stable", "this candidate is stable already")
+
+
+def conclude(
+    draft: Draft, gates: GateReport, evidence: Digest, ended: ReleaseState
+) -> ReleaseOutcome:
+    """The outcome of a release that met traffic, or waits to."""
+    last = ended.last
+    if last is None or last.candidate != draft.candidate.digest:
+        waiting = f"{ended.phase}" + (f": {ended.held_reason}" if ended.held_reason else "")
+        return _outcome(draft, gates, "waiting", waiting, ended, evidence)
+    return _outcome(draft, gates, last.outcome.value, last.reason, ended, evidence)
+
+
+def _outcome(
+    draft: Draft,
+    gates: GateReport,
+    result: str,
+    reason: str,
+    ended: ReleaseState | None = None,
+    evidence: Digest | None = None,
+) -> ReleaseOutcome:
+    last = ended.last if ended is not None else None
+    mine = last is not None and last.candidate == draft.candidate.digest
+    return ReleaseOutcome.model_validate(
+        {
+            "model": draft.model,
+            "environment": draft.environment,
+            "candidate": draft.candidate,
+            "recipe": draft.recipe,
+            "gates": gates,
+            "result": result,
+            "phase": ended.phase if ended is not None else draft.phase,
+            "outcome": Outcome(last.outcome) if last is not None and mine else None,
+            "release": last.release if last is not None and mine else None,
+            "reason": reason,
+            "evidence": evidence,
+            "stages": draft.stages,
+        }
+    )
+
+
+def _is_under_way(state: ReleaseState, candidate: Candidate) -> bool:
+    slot = state.canary_slot
+    occupant = state.occupant(slot) if slot is not None else None
+    return occupant is not None and occupant.candidate.digest == candidate.digest
+
+
+def _occupant(state: ReleaseState, candidate: Candidate, evidence: Digest) -> Occupant:
+    """Another attempt is another release: the id holds the generation it starts from."""
+    release = f"{state.model}-{candidate.digest.short}-{state.generation + 1}"
+    return Occupant(candidate=candidate, release=release, evidence=evidence)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

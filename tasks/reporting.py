@@ -1,0 +1,280 @@
+"""Gather what a report is made from: Git's history, evidence in the store, traces and outcomes in the workspace."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lockgate.adapters.report import (
+    CandidateSummary, ReleaseStory, ReportInput, TrafficSummary, TransitionRow, write_report,
+)  # fmt: skip
+from lockgate.adapters.report.model import HistoryRow, Look
+from lockgate.domain.gates import GateReport, GateResult
+from lockgate.domain.gitops import HistoryEntry
+from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState, Slot
+from lockgate.domain.spec import Recipe
+from lockgate.domain.steps import ReleaseOutcome
+from lockgate.errors import LockgateError, UsageError
+from lockgate.settings import Settings
+from tasks.workspace import Workspace
+
+logger = logging.getLogger("lockgate.report")
+
+
+def record_outcome(settings: Settings, outcome: ReleaseOutcome, title: str = "") -> Path:
+    """Keep an outcome for reports: refusals are in no commit. One file a candidate, the newest counts."""
+    directory = settings.layout.reports / "outcomes" / f"{outcome.model}-{outcome.environment}"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{outcome.candidate.digest.hex}.json"
+    row = {"title": title, "at": datetime.now(UTC).isoformat(), "outcome": outcome.to_data()}
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(row))
+    temporary.replace(path)
+    return path
+
+
+class RecordedOutcome:
+    """One file of `record_outcome`."""
+
+    def __init__(self, path: Path) -> None:
+        row = json.loads(path.read_text())
+        self.title = str(row["title"])
+        self.at = datetime.fromisoformat(row["at"])
+        self.outcome = ReleaseOutcome.model_validate(row["outcome"])
+
+
+def recorded_outcomes(settings: Settings, model: str, environment: str) -> list[RecordedOutcome]:
+    """All of a model's, in the order in which they ended. A file that cannot be read is named and left out."""
+    found = []
+    directory = settings.layout.reports / "outcomes" / f"{model}-{environment}"
+    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+        try:
+            found.append(RecordedOutcome(path))
+        except (OSError, ValueError, KeyError, ValidationError) as error:
+            logger.warning("the outcome in %s cannot be read: %s", path, error)
+    return sorted(found, key=lambda recorded: recorded.at)
+
+
+def write_model_report(
+    settings: Settings,
+    model: str,
+    environment: str,
+    out: Path | None = None,
+    *,
+    traffic: TrafficSummary | None = None,
+    notes: tuple[str, ...] = (),
+) -> Path:
+    """Write the report of all releases of a model in an environment; returns where.
+
+    Raises:
+        UsageError: nothing was ever released or refused there.
+    """
+    report = gather(Workspace(settings), model, environment, traffic=traffic, notes=notes)
+    return write_report(report, out or settings.layout.reports / f"{model}-{environment}.html")
+
+
+def gather(
+    workspace: Workspace,
+    model: str,
+    environment: str,
+    *,
+    traffic: TrafficSummary | None = None,
+    notes: tuple[str, ...] = (),
+) -> ReportInput:
+    """Everything the report shows, as data."""
+    repository = workspace.gitops
+    repository.sync()
+    state = repository.read_state(model, environment)
+    entries = [e for e in repository.history(model, environment) if e.release is not None]
+    outcomes = recorded_outcomes(workspace.settings, model, environment)
+    stories = list(_stories(workspace, state, entries, outcomes))
+    if not stories:
+        raise UsageError(
+            f"nothing was ever released as {model} in {environment}",
+            hint="the names of models are those in `lockgate status`",
+        )
+    stable = state.occupant(state.stable) if state.stable is not None else None
+    return ReportInput(
+        title=f"{model} in {environment}",
+        generated_at=datetime.now(UTC),
+        model=model,
+        environment=environment,
+        releases=tuple(stories),
+        history=tuple(_history_row(entry) for entry in entries),
+        traffic=traffic,
+        stable=stable.candidate.digest if stable is not None else None,
+        stable_slot=state.stable,
+        denied=tuple((denied.candidate, denied.reason) for denied in state.denylist),
+        notes=notes,
+    )
+
+
+def _stories(
+    workspace: Workspace,
+    state: ReleaseState,
+    entries: list[HistoryEntry],
+    outcomes: list[RecordedOutcome],
+) -> Iterable[ReleaseStory]:
+    """In the order in which they were started; refused ones, which Git does not know, by the time of their refusal."""
+    by_release: dict[str, list[HistoryEntry]] = {}
+    for entry in reversed(entries):
+        if entry.release is not None:
+            by_release.setdefault(entry.release, []).append(entry)
+    dated = [
+        (datetime.fromisoformat(commits[0].at), _story(workspace, state, release, commits, outcomes))
+        for release, commits in by_release.items()
+    ]
+    dated += [
+        (recorded.at, _refused_story(recorded))
+        for recorded in outcomes
+        if recorded.outcome.result == "refused"
+    ]
+    return [story for _, story in sorted(dated, key=lambda pair: pair[0])]
+
+
+def _story(
+    workspace: Workspace,
+    state: ReleaseState,
+    release: str,
+    commits: list[HistoryEntry],
+    outcomes: list[RecordedOutcome],
+) -> ReleaseStory:
+    states = [
+        workspace.gitops.state_at(commit.commit, state.model, state.environment)
+        for commit in commits
+    ]
+    occupant = _occupant(states, release)
+    last = next((s.last for s in reversed(states) if s.last and s.last.release == release), None)
+    mine = [o for o in outcomes if o.outcome.candidate.digest == occupant.candidate.digest]
+    recorded = mine[-1] if mine else None
+    gates = _gates(workspace, occupant, recorded)
+    layout = workspace.layout
+    steps = [s for s in states if s.phase is Phase.CANARY and s.generation == s.began]
+    verdicts = [v for s in states for v in s.verdicts]
+    return ReleaseStory(
+        release=release,
+        title=recorded.title if recorded is not None else "",
+        candidate=CandidateSummary.of(
+            occupant.candidate,
+            recipe=recorded.outcome.recipe if recorded is not None else Recipe.NONE,
+        ),
+        first=states[0].stable is None,
+        gates=gates,
+        scan_notes=_scan_notes(gates),
+        evaluation=_rows(gates, "evaluation", evaluation_rows),
+        benchmark=_rows(gates, "benchmark", benchmark_rows),
+        outcome=Outcome(last.outcome) if last is not None else None,
+        phase=states[-1].phase,
+        verdict=verdicts[-1].verdict if verdicts else None,
+        reasons=(last.reason,) if last is not None else (),
+        denylisted=state.is_denied(occupant.candidate.digest) is not None,
+        started_at=datetime.fromisoformat(commits[0].at),
+        stages=recorded.outcome.stages if recorded is not None else (),
+        transitions=tuple(
+            _transition(commit, at, occupant) for commit, at in zip(commits, states, strict=True)
+        ),
+        stable_slot=states[0].stable,
+        canary_slot=states[0].free_slot,
+        looks=tuple(
+            look
+            for step in steps
+            for look in _looks(layout.looks(state.model, state.environment, step.began))
+        ),
+        traces=tuple(
+            path
+            for step in steps
+            if (path := layout.trace(state.model, state.environment, step.began)).exists()
+        ),
+    )
+
+
+def _refused_story(recorded: RecordedOutcome) -> ReleaseStory:
+    outcome = recorded.outcome
+    gates = outcome.gates.results
+    return ReleaseStory(
+        release=f"{outcome.model}-{outcome.candidate.digest.short}",
+        title=recorded.title,
+        candidate=CandidateSummary.of(outcome.candidate, recipe=outcome.recipe),
+        gates=gates,
+        required_gates=outcome.gates.required,
+        scan_notes=_scan_notes(gates),
+        evaluation=_rows(gates, "evaluation", evaluation_rows),
+        benchmark=_rows(gates, "benchmark", benchmark_rows),
+        reasons=outcome.gates.refusals,
+        started_at=recorded.at,
+        stages=outcome.stages,
+    )
+
+
+def _occupant(states: list[ReleaseState], release: str) -> Occupant:
+    for state in states:
+        for occupant in (state.a, state.b):
+            if occupant is not None and occupant.release == release:
+                return occupant
+    raise LockgateError(f"release {release} is named by a commit but stands in no state")
+
+
+def _gates(
+    workspace: Workspace, occupant: Occupant, recorded: RecordedOutcome | None
+) -> tuple[GateResult, ...]:
+    """As attested; where the store does not have the evidence any more, as the workspace remembers them."""
+    try:
+        predicate = workspace.records.get_document(occupant.evidence)
+        return GateReport.model_validate(predicate["report"]).results
+    except (LockgateError, ValidationError, KeyError, TypeError) as error:
+        logger.warning("evidence %s cannot be read: %s", occupant.evidence, error)
+    return recorded.outcome.gates.results if recorded is not None else ()
+
+
+def _rows(gates: Iterable[GateResult], name: str, read):
+    return tuple(row for gate in gates if gate.gate == name for row in read(gate))
+
+
+def _scan_notes(gates: Iterable[GateResult]) -> tuple[str, ...]:
+    return tuple(
+        reason
+        for gate in gates
+        if gate.gate == "scan"
+        for reason in gate.reasons
+        if "NOT SCANNED" in reason
+    )
+
+
+def _transition(commit: HistoryEntry, state: ReleaseState, occupant: Occupant) -> TransitionRow:
+    slot = next((s for s in Slot if state.occupant(s) == occupant), None)
+    verdict = commit.verdict.split()[0] if commit.verdict else None
+    return TransitionRow.model_validate(
+        {
+            "time": datetime.fromisoformat(commit.at),
+            "phase": state.phase,
+            "weight": state.weights().get(slot, 0) if slot is not None else 0,
+            "subject": commit.subject,
+            "commit": commit.commit,
+            "verdict": verdict,
+            "approved_by": commit.approved_by,
+        }
+    )
+
+
+def _history_row(entry: HistoryEntry) -> HistoryRow:
+    return HistoryRow(
+        time=datetime.fromisoformat(entry.at), commit=entry.commit, subject=entry.subject,
+        author=entry.author, trailers=tuple(entry.trailers.items()),
+    )  # fmt: skip
+
+
+def _looks(path: Path) -> Iterable[Look]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield Look.model_validate_json(line)
+        except ValidationError as error:
+            logger.warning("a look in %s cannot be read: %s", path, error)

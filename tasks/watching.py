@@ -1,0 +1,259 @@
+"""The eyes of a driver: slots, smoke generation, signatures and metrics of one step, put together as looks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from lockgate.adapters import metrics, signing
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.judge import Judge, JudgeReport
+from lockgate.domain.policy import Policy
+from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
+from lockgate.domain.rollout import JudgeVerdict, Look, SlotReadiness, SmokeResult, Verification
+from lockgate.domain.rollout.transitions import parse_time, rfc3339
+from lockgate.errors import LockgateError, ServingError
+from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
+from serving.smoke import DegenerateAnswer, smoke_generation
+from tasks.judging import StepTrace, judge_config
+from tasks.workspace import Workspace
+
+logger = logging.getLogger("lockgate.release")
+
+REST_SECONDS = 1.0
+REMOTE_SECONDS = 20.0
+"""How often a driver asks the remote whether somebody else has committed meanwhile."""
+VERIFIED_SECONDS = 10.0
+"""How long a verification counts as made just now."""
+
+
+class Slots(NamedTuple):
+    """What the cluster says of a model's two slots; None where it says nothing."""
+
+    a: SlotReadiness | None
+    b: SlotReadiness | None
+    live_generation: int | None
+
+
+class Watcher:
+    """Looks at one state of one release. A new state needs a new watcher."""
+
+    def __init__(self, workspace: Workspace, state: ReleaseState) -> None:
+        self.workspace = workspace
+        self.state = state
+        self.cluster = workspace.cluster()
+        self._canary = state.step is not None and state.weight > 0
+        self._policy: Policy | None = None
+        self._smoke: SmokeResult | None = None
+        self._verified: dict[Digest, tuple[float, Verification]] = {}
+        self._unready: dict[Slot, float] = {}
+        self._asked_remote = time.monotonic()
+        self._report: JudgeReport | None = None
+        self._verdict: JudgeVerdict | None = None
+        self._seen = self._last_entry() if self._canary else time.time()
+
+    def look(self) -> Look:
+        """Everything that can be seen now. What cannot be seen is None; nothing here raises for what is merely away."""
+        status = self._status()
+        slots = self._slots(status)
+        if self._canary:
+            self._scrape(status)
+        elif status is not None:
+            self._seen = time.time()
+        subject = self._subject()
+        promising = self._is_promising(subject, slots)
+        if promising and self.state.step is None and subject is not None:
+            self._smoke_once(subject, status)
+        proving = promising and (self.state.step is None or self._verdict_is("pass") or not self._canary)
+        return Look(
+            generation=self.state.generation,
+            a=slots.a,
+            b=slots.b,
+            smoke=self._smoke,
+            verification=self._verify(subject) if proving else None,
+            fallback_verification=self._verify(self._stable()) if proving else None,
+            verdict=self._verdict,
+            blind_seconds=max(0.0, time.time() - self._seen),
+            live_generation=slots.live_generation,
+        )
+
+    def rest(self) -> None:
+        """Until the next look."""
+        spec = self.state.canary
+        time.sleep(spec.scrape_seconds if self._canary and spec is not None else REST_SECONDS)
+
+    def keep_report(self) -> None:
+        """Store the report that the present verdict names: a transition is about to rest on it."""
+        if self._report is not None:
+            self.workspace.records.put_document(self._report.to_data())
+
+    def moved_on(self) -> bool:
+        """Whether the remote has a newer state than the one that is looked at. Asked now and then."""
+        if time.monotonic() - self._asked_remote < REMOTE_SECONDS:
+            return False
+        self._asked_remote = time.monotonic()
+        try:
+            repository = self.workspace.gitops
+            repository.sync()
+            newest = repository.read_state(self.state.model, self.state.environment)
+        except LockgateError as error:
+            logger.warning("the remote cannot be read: %s", error.message)
+            return False
+        return newest.generation != self.state.generation
+
+    def slots(self) -> Slots:
+        """The slots alone."""
+        return self._slots(self._status())
+
+    def _status(self) -> ClusterStatus | None:
+        try:
+            return self.cluster.status()
+        except LockgateError as error:
+            logger.warning("the cluster cannot be observed: %s", error.message)
+            return None
+
+    def _slots(self, status: ClusterStatus | None) -> Slots:
+        model = status.models.get(self.state.model) if status is not None else None
+        if model is None:
+            return Slots(None, None, None)
+        return Slots(
+            self._readiness(Slot.A, model), self._readiness(Slot.B, model), self._live(model)
+        )
+
+    def _live(self, model: ModelStatus) -> int | None:
+        """The gateway has loaded exactly the weights of the state that is looked at."""
+        if model.route is None or not model.route.loaded:
+            return None
+        wanted = {slot.value: weight for slot, weight in self.state.weights().items()}
+        return self.state.generation if model.route.weights == wanted else None
+
+    def _readiness(self, slot: Slot, model: ModelStatus) -> SlotReadiness | None:
+        seen: SlotStatus | None = model.slots.get(slot.value)
+        if seen is None or seen.candidate is None:
+            return None
+        ready = seen.updated > 0
+        if ready:
+            self._unready.pop(slot, None)
+        since = self._unready.setdefault(slot, time.monotonic()) if not ready else None
+        return SlotReadiness(
+            candidate=Digest(seen.candidate),
+            ready=ready,
+            sized=0 < seen.desired <= seen.updated,
+            restarts=seen.restarts,
+            unready_seconds=time.monotonic() - since if since is not None else 0.0,
+            refusal="; ".join(seen.refusals) or None,
+        )
+
+    def _subject(self) -> Occupant | None:
+        if Phase.BAKING in (self.state.phase, self.state.held_from):
+            return self._stable()
+        return self.state.occupant(self.state.free_slot)
+
+    def _stable(self) -> Occupant | None:
+        return self.state.occupant(self.state.stable) if self.state.stable is not None else None
+
+    def _is_promising(self, subject: Occupant | None, slots: Slots) -> bool:
+        if subject is None or self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD):
+            return False
+        seen = slots.a if self.state.free_slot is Slot.A else slots.b
+        return seen is not None and seen.fit(subject.candidate.digest)
+
+    def _smoke_once(self, subject: Occupant, status: ClusterStatus | None) -> None:
+        """One generation from every pod of the slot; a server that does not answer is asked again at the next look."""
+        if self._smoke is not None or status is None:
+            return
+        slot = status.slot(self.state.model, self.state.free_slot.value)
+        digest = subject.candidate.digest
+        name = subject.candidate.serving.served_model_name
+        urls = [pod.url for pod in slot.pods if pod.url is not None] if slot is not None else []
+        try:
+            for url in urls:
+                smoke_generation(url, name)
+        except DegenerateAnswer as error:
+            self._smoke = SmokeResult(candidate=digest, ok=False, detail=error.message)
+        except ServingError as error:
+            logger.warning("no smoke generation yet: %s", error.message)
+        else:
+            if urls:
+                self._smoke = SmokeResult(candidate=digest, ok=True, detail=f"{len(urls)} pods")
+
+    def _verify(self, occupant: Occupant | None) -> Verification | None:
+        if occupant is None:
+            return None
+        candidate = occupant.candidate
+        known = self._verified.get(candidate.digest)
+        if known is not None and time.monotonic() - known[0] < VERIFIED_SECONDS:
+            return known[1]
+        try:
+            result = self._verify_now(candidate)
+        except LockgateError as error:
+            logger.warning("not verified yet: %s", error.message)
+            return None
+        if result is not None:
+            self._verified[candidate.digest] = (time.monotonic(), result)
+        return result
+
+    def _verify_now(self, candidate: Candidate) -> Verification | None:
+        if self._policy is None:
+            self._policy = self.workspace.gitops.read_policy()
+        policy, store = self._policy, self.workspace.store
+        reports = (
+            signing.verify(
+                store, candidate.model, policy.signing, candidate=candidate.digest,
+                require_gates=policy.gates,
+            ),
+            signing.verify(
+                store, candidate.runtime, policy.signing, candidate=None, require_gates=()
+            ),
+        )  # fmt: skip
+        if any(report.outage for report in reports):
+            return None
+        failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)
+        return Verification(candidate=candidate.digest, ok=not failures, failures=failures)
+
+    def _last_entry(self) -> float:
+        """Opens the step's trace and replays it; the time of its newest entry, or of the step's beginning."""
+        state = self.state
+        layout = self.workspace.layout
+        self._trace = StepTrace(
+            layout.trace(state.model, state.environment, state.began),
+            layout.looks(state.model, state.environment, state.began),
+        )
+        self._judge = Judge(judge_config(state))
+        newest = self._trace.replay(self._judge)
+        self._conclude(self._judge.decided())
+        began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
+        return newest if newest is not None else began
+
+    def _scrape(self, status: ClusterStatus | None) -> None:
+        if status is None:
+            return
+        records = metrics.scrape(self.cluster.scrape_targets(status, self.state))
+        self._trace.append(records)
+        for record in records:
+            self._judge.observe(record)
+        tracks = {record.track for record in records if getattr(record, "up", True)}
+        if tracks == {"baseline", "canary"}:
+            self._seen = time.time()
+        report = self._judge.look(time.time())
+        self._trace.said(time.time(), self.state.weight, report)
+        self._conclude(self._judge.decided() or report)
+
+    def _conclude(self, report: JudgeReport | None) -> None:
+        """Turn a report that says anything into the verdict of the look; a decision stands once it is reached."""
+        if report is None or self._verdict_is("pass") or self._verdict_is("fail"):
+            return
+        at = report.decided_at or report.time or time.time()
+        self._report = report
+        self._verdict = JudgeVerdict(
+            verdict=report.verdict.value,
+            report=Digest.of_json(report.to_data()),
+            summary="; ".join(report.reasons[:3]) or report.verdict.value,
+            at=rfc3339(datetime.fromtimestamp(at, UTC)),
+        )
+
+    def _verdict_is(self, name: str) -> bool:
+        return self._verdict is not None and self._verdict.verdict == name
