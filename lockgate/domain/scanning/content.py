@@ -6,6 +6,7 @@ import io
 import itertools
 import pickletools
 import re
+import struct
 from enum import StrEnum
 
 HEAD = 1 << 16
@@ -64,6 +65,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
 )
 _MODULE_LINE = re.compile(rb"[\w.]{1,200}\r?\n[\w.<>]{1,200}\r?\n")
 _PICKLE_ACTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "OBJ", "REDUCE", "NEWOBJ", "BUILD"})
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MAX_OPCODES = 20_000
 
 
@@ -86,40 +88,47 @@ def sniff(head: bytes, tail: bytes = b"") -> Kind:
 
 
 def has_zip_directory(tail: bytes) -> bool:
-    """Whether an end-of-central-directory record stands in `tail` with its comment reaching exactly to the end."""
+    """Whether a plausible end-of-central-directory record stands in `tail`; random weights hold the bare magic now and then."""
     at = len(tail)
     while (at := tail.rfind(b"PK\x05\x06", 0, at)) >= 0:
-        if len(tail) - at >= 22:
-            comment = int.from_bytes(tail[at + 20 : at + 22], "little")
-            if at + 22 + comment <= len(tail):
-                return True
+        record = tail[at : at + 22]
+        if len(record) < 22:
+            continue
+        disk, start, here, entries, size, _, _ = struct.unpack("<4HIIH", record[4:])
+        if disk == start == 0 and here == entries and (size >= 46 * entries or entries == 0xFFFF):
+            return True
     return False
 
 
 def is_pickle(head: bytes) -> bool:
-    """Whether the bytes begin a pickle of any protocol that could run something, or any pickle of protocol 2 or later."""
-    if len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
-        return True
-    if not head or not _MODULE_LINE.search(head[:4096]):
+    """Whether the bytes begin a pickle that could run something, or a pickle of protocol 2 or later.
+
+    Two bytes of magic alone say nothing: the length that begins a safetensors file can look like them.
+    """
+    marked = len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+    if not marked and not _MODULE_LINE.search(head[:4096]):
         return False
-    acts = 0
+    acts = opcodes = 0
+    stopped = False
     try:
         for opcode, _, _ in itertools.islice(pickletools.genops(io.BytesIO(head)), _MAX_OPCODES):
+            opcodes += 1
             acts += opcode.name in _PICKLE_ACTS
-            if opcode.name == "STOP":
-                return acts > 0
+            stopped = opcode.name == "STOP"
     except Exception:
-        # genops raises whatever its argument readers raise; a pickle cut off by our window still acted before.
-        return acts >= 2
-    return acts > 0
+        # genops raises whatever its argument readers raise, here also where our window ends.
+        return acts >= (1 if marked else 2) or (marked and opcodes >= 3)
+    return acts > 0 or (marked and (stopped or opcodes >= 3))
 
 
 def is_text(head: bytes) -> bool:
-    """UTF-8 without NUL; a character cut at the end of the window is forgiven."""
-    if b"\0" in head:
+    """UTF-8, or an older encoding of one byte a character: no NUL, no control characters but white space."""
+    if _CONTROL.search(head):
         return False
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start >= len(head) - 3 and len(head) > 3
+        if error.start >= len(head) - 3:
+            return True  # a character cut in two at the end of the window
+        return sum(byte >= 0x80 for byte in head) <= len(head) // 20
     return True

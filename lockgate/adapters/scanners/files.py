@@ -1,0 +1,40 @@
+"""Reading files of an untrusted directory: regular files only, no link followed, never more than asked for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lockgate.domain.scanning.content import HEAD, TAIL
+from lockgate.errors import ScannerError
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor. Raises `ScannerError` if the path is not a regular file or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ScannerError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ScannerError(f"{path} is not a regular file")
+    return descriptor
+
+
+def read_range(path: Path, begin: int, length: int) -> bytes:
+    """At most `length` bytes from `begin` on."""
+    descriptor = open_regular(path)
+    with open(descriptor, "rb") as file:
+        file.seek(begin)
+        return file.read(length)
+
+
+def head_and_tail(path: Path) -> tuple[bytes, bytes]:
+    """The beginning and the end, as `sniff` wants them."""
+    descriptor = open_regular(path)
+    with open(descriptor, "rb") as file:
+        head = file.read(HEAD)
+        size = os.fstat(descriptor).st_size
+        file.seek(max(0, size - TAIL))
+        return head, file.read(TAIL)
