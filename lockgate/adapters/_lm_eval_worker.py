@@ -1,0 +1,235 @@
+"""The process in which the evaluation harness runs: `python -m lockgate.adapters._lm_eval_worker REQUEST.json RESULT.json`.
+
+A process of its own so that a crash, a hang or a leak of the harness stays out of the release. Started only by
+`lockgate.adapters.evaluation`. Progress goes to standard output, a JSON line each; logs to standard error. Exit codes: `Exit`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+
+class Exit(IntEnum):
+    DONE = 0
+    CRASHED = 1
+    UNKNOWN_TASK = 2
+    BAD_ANSWER = 3
+
+
+class WorkerError(Exception):
+    def __init__(self, exit_code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+CHAT = "chat"
+COMPLETIONS = "completions"
+
+
+class _Progress:
+    """Counts answered requests over all tasks; the harness itself only draws bars."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.total = 0
+        self.told = 0.0
+
+    def answered(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.told > 0.5 or self.done >= self.total:
+            self.told = now
+            print(json.dumps({"done": self.done, "total": self.total}), flush=True)
+
+
+def _models(progress: _Progress) -> dict[str, type]:
+    """The harness's two API models, made strict: a broken-off or cut answer is an error, not a wrong answer."""
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+    def checked(outputs: dict[str, Any] | list[dict[str, Any]]) -> None:
+        for output in outputs if isinstance(outputs, list) else [outputs]:
+            for choice in output["choices"]:
+                if choice.get("finish_reason") not in ("stop", "length"):
+                    raise WorkerError(
+                        Exit.BAD_ANSWER,
+                        f"the server ended an answer with {choice.get('finish_reason')!r}",
+                    )
+
+    class Completions(LocalCompletionsAPI):
+        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+            answers = await super().amodel_call(*args, **kwargs)
+            progress.answered()
+            return answers
+
+        def batch_loglikelihood_requests(self, chunks: Iterable[Any]) -> Any:
+            chunks = [list(chunk) for chunk in chunks]
+            for chunk in chunks:
+                for _, context, continuation in chunk:
+                    # The harness would cut the beginning off and score what is left.
+                    if len(context) + len(continuation) > self.max_length:
+                        raise WorkerError(Exit.BAD_ANSWER, _too_long(self.max_length))
+            return super().batch_loglikelihood_requests(chunks)
+
+        @staticmethod
+        def parse_generations(outputs: Any, **kwargs: Any) -> list[str]:
+            checked(outputs)
+            return list(LocalCompletionsAPI.parse_generations(outputs, **kwargs))
+
+    class Chat(LocalChatCompletion):
+        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+            answers = await super().amodel_call(*args, **kwargs)
+            progress.answered()
+            return answers
+
+        def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
+            checked(outputs)
+            return list(super().parse_generations(outputs, **kwargs))
+
+    return {COMPLETIONS: Completions, CHAT: Chat}
+
+
+def _too_long(limit: int) -> str:
+    return f"an item does not fit into the {limit + 1} tokens that the server takes (max_model_len)"
+
+
+def _endpoint_of(task: Any) -> str:
+    metadata = task.get_config("metadata") or {}
+    return CHAT if metadata.get("endpoint") == CHAT else COMPLETIONS
+
+
+def _item_id(sample: dict[str, Any]) -> str:
+    """The item's own id where the data has one, else its place in the data set, which the suite's digest pins."""
+    own = sample["doc"].get("id") if isinstance(sample["doc"], dict) else None
+    return str(own) if isinstance(own, str | int) else f"#{sample['doc_id']}"
+
+
+def _scores(samples: list[dict[str, Any]], metric_key: str, task: str) -> list[tuple[str, float]]:
+    metric, _, filter_name = metric_key.rpartition(",")
+    chosen = [s for s in samples if s["filter"] == filter_name and metric in s]
+    if not chosen:
+        known = sorted({f"{m},{s['filter']}" for s in samples for m in s["metrics"]})
+        raise WorkerError(
+            Exit.UNKNOWN_TASK,
+            f"task {task} has no metric {metric_key!r}; it has {', '.join(known)}",
+        )
+    scores = []
+    for sample in chosen:
+        value = sample[metric]
+        if not isinstance(value, bool | int | float) and not hasattr(value, "__float__"):
+            raise WorkerError(
+                Exit.UNKNOWN_TASK, f"metric {metric_key!r} of {task} has no score an item"
+            )
+        score = float(value)
+        if not math.isfinite(score):
+            raise WorkerError(Exit.BAD_ANSWER, f"item {_item_id(sample)} of {task} scored {score}")
+        scores.append((_item_id(sample), score))
+    return scores
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Load the tasks, ask the endpoint, and return every item's score."""
+    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(
+        include_path=request["include_path"], include_defaults=request["include_defaults"]
+    )
+    leaves: dict[str, dict[str, Any]] = {}
+    for task in request["tasks"]:
+        name = task["name"]
+        if name not in manager.all_tasks:
+            close = [t for t in manager.all_tasks if not request["include_defaults"]]
+            listed = f"; the suite has {', '.join(sorted(close))}" if close else ""
+            raise WorkerError(Exit.UNKNOWN_TASK, f"there is no evaluation task {name!r}{listed}")
+        leaves[name] = manager.load([name])["tasks"]
+
+    progress = _Progress()
+    models = _models(progress)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    wanted = {name: leaf for tasks in leaves.values() for name, leaf in tasks.items()}
+    if not wanted:
+        raise WorkerError(Exit.UNKNOWN_TASK, "the tasks asked for are empty groups")
+    for leaf in wanted.values():
+        size = len(leaf.eval_docs)
+        limit = min(size, request["limit"] or size)
+        choices = len(leaf.doc_to_choice(leaf.eval_docs[0])) if _is_choice(leaf) else 1
+        progress.total += limit * choices
+    for endpoint, path in ((COMPLETIONS, "/v1/completions"), (CHAT, "/v1/chat/completions")):
+        names = [name for name, leaf in wanted.items() if _endpoint_of(leaf) == endpoint]
+        if not names:
+            continue
+        model = models[endpoint](
+            model=request["model"],
+            base_url=request["url"] + path,
+            tokenizer_backend="remote" if endpoint == COMPLETIONS else None,
+            # One at a time would go by another road of the harness, without a time limit.
+            num_concurrent=max(2, request["concurrency"]),
+            max_retries=2,
+            max_length=request["max_length"],
+            timeout=request["request_seconds"],
+        )
+        results = simple_evaluate(
+            model=model,
+            tasks=names,
+            task_manager=manager,
+            limit=request["limit"],
+            apply_chat_template=endpoint == CHAT,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        samples.update(results["samples"])
+    answers = []
+    with Path(request["samples_path"]).open("w", encoding="utf-8") as file:
+        for name, rows in samples.items():
+            for row in rows:
+                line = {"task": name, "item": _item_id(row), **row}
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    for task in request["tasks"]:
+        scores: list[tuple[str, float]] = []
+        for leaf_name, leaf in leaves[task["name"]].items():
+            size = len(leaf.eval_docs)
+            found = _scores(samples[leaf_name], task["metric"], leaf_name)
+            expected = min(size, request["limit"] or size)
+            if len({item for item, _ in found}) != expected or len(found) != expected:
+                raise WorkerError(
+                    Exit.BAD_ANSWER, f"{leaf_name}: {len(found)} scores for {expected} items"
+                )
+            prefix = f"{leaf_name}/" if len(leaves[task["name"]]) > 1 else ""
+            scores += [(prefix + item, score) for item, score in found]
+        answers.append({**task, "items": scores})
+    return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": answers}
+
+
+def _is_choice(task: Any) -> bool:
+    return bool(task.OUTPUT_TYPE == "multiple_choice")
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    request = json.loads(Path(arguments[0]).read_text())
+    result = Path(arguments[1])
+    try:
+        answer = run(request)
+        code = Exit.DONE
+    except WorkerError as error:
+        answer = {"error": str(error)}
+        code = error.exit_code
+    except Exception as error:
+        logging.exception("the harness crashed")
+        answer = {"error": f"{type(error).__name__}: {error}"}
+        code = Exit.CRASHED
+    result.write_text(json.dumps(answer, allow_nan=False))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
