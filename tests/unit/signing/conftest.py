@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockgate.adapters.oci.layout import LayoutStore
+from lockgate.adapters.oci.package import push_model
+from lockgate.adapters.oci.runtime import push_runtime
+from lockgate.adapters.signing import KeySigner, attest, generate_key, sign_image, verify
+from lockgate.adapters.signing.verification import VerificationReport
+from lockgate.domain.attestation import (
+    GATE_TYPE,
+    PROVENANCE_TYPE,
+    GatePredicate,
+    gate_predicate,
+    provenance,
+)
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.gates.base import REQUIRED_GATES, Decision, GateReport, GateResult
+from lockgate.domain.images import ImageRef
+from lockgate.domain.policy import SigningPolicy
+from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile
+from lockgate.domain.spec import Recipe, ServingSpec
+
+TIME = "2026-01-02T03:04:05+00:00"
+
+
+@dataclass
+class World:
+    """A store with a candidate in it, a release key and the policy that names it."""
+
+    directory: Path
+    store: LayoutStore
+    candidate: Candidate
+    signer: KeySigner
+    other_signer: KeySigner
+    policy: SigningPolicy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.policy = SigningPolicy(public_keys=(self.signer.public_pem,))
+
+    @property
+    def image(self) -> ImageRef:
+        return self.candidate.model
+
+    def push(self, content: bytes) -> ImageRef:
+        """A model image of one file."""
+        directory = self.directory / Digest.of_bytes(content).short
+        directory.mkdir(exist_ok=True)
+        (directory / "config.json").write_bytes(content)
+        file = SnapshotFile(path="config.json", size=len(content), digest=Digest.of_bytes(content))
+        snapshot = Snapshot.of([file])
+        return push_model(self.store, "lockgate.local/demo", directory, snapshot, labels={})
+
+    def report(self, candidate: Candidate | None = None, **decisions: Decision) -> GateReport:
+        """A gate report, passed but for the decisions given by gate."""
+        results = tuple(
+            GateResult(
+                gate=gate, decision=decisions.get(gate, Decision.PASS), reasons=("measured",)
+            )
+            for gate in REQUIRED_GATES
+        )
+        return GateReport(candidate=(candidate or self.candidate).digest, results=results)
+
+    def gate(
+        self,
+        candidate: Candidate | None = None,
+        report: GateReport | None = None,
+        decided_at: str = TIME,
+    ) -> GatePredicate:
+        candidate = candidate or self.candidate
+        return gate_predicate(
+            candidate,
+            policy=Digest.of_bytes(b"policy"),
+            evidence={"evaluation": Digest.of_bytes(b"scores")},
+            report=report or self.report(candidate),
+            decided_at=decided_at,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        snapshot = Digest.of_bytes(b"snapshot")
+        return provenance(
+            revision=ModelRevision(repo="org/demo", commit="0" * 40),
+            source_snapshot=snapshot,
+            snapshot=snapshot,
+            recipe=Recipe.NONE,
+            environments={"quantization": Digest.of_bytes(b"lock")},
+            builder="https://lockgate.dev/local",
+            builder_version="0.1.0",
+            invocation="release-1",
+            started_at=TIME,
+            finished_at=TIME,
+        )
+
+    def release(self) -> None:
+        """Everything a released image carries."""
+        sign_image(self.store, self.image, self.signer)
+        attest(self.store, self.image, self.signer, PROVENANCE_TYPE, self.provenance())
+        attest(self.store, self.image, self.signer, GATE_TYPE, self.gate())
+
+    def verify(self, **changes: Any) -> VerificationReport:
+        arguments: dict[str, Any] = {
+            "candidate": self.candidate.digest,
+            "require_gates": REQUIRED_GATES,
+            **changes,
+        }
+        policy = arguments.pop("policy", self.policy)
+        return verify(self.store, arguments.pop("image", self.image), policy, **arguments)
+
+
+@pytest.fixture
+def make_key(tmp_path: Path) -> Callable[[str], KeySigner]:
+    def make(name: str) -> KeySigner:
+        generate_key(tmp_path / name, tmp_path / f"{name}.pub")
+        return KeySigner(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def world(tmp_path: Path, make_key: Callable[[str], KeySigner]) -> World:
+    store = LayoutStore(tmp_path / "store")
+    runtime = push_runtime(
+        store,
+        "lockgate.local/runtime",
+        environment_digest=Digest.of_bytes(b"environment"),
+        lock_file=b"vllm\n",
+        engine="vllm",
+    )
+    candidate = Candidate(
+        model=ImageRef(repository="lockgate.local/demo", digest=Digest.of_bytes(b"")),
+        runtime=runtime,
+        serving=ServingSpec(served_model_name="demo"),
+    )
+    made = World(tmp_path, store, candidate, make_key("release"), make_key("other"))
+    made.candidate = candidate.model_copy(update={"model": made.push(b"{}")})
+    return made
