@@ -42,23 +42,29 @@ def fingerprint(
 
     The hardware digest covers the kind of machine and how much of it the server had, not which cores those were.
     """
-    cpu, gpu = cpu_model(), gpu_model()
-    hardware = {
-        "cpu": cpu,
-        "machine": platform.machine(),
-        "machine_cores": os.cpu_count(),
-        "cores": len(cores),
-        "gpu": gpu,
-    }
     return Fingerprint(
-        hardware=Digest.of_json(hardware),
-        cpu=cpu,
+        hardware=hardware_digest(len(cores)),
+        cpu=cpu_model(),
         cores=len(cores),
-        gpu=gpu,
+        gpu=gpu_model(),
         engine=engine.name,
         engine_version=engine.version(python),
         # The address is left out of the comparison by always being a pod's.
         arguments=tuple(
             engine.arguments(serving, model_path="/models", host="0.0.0.0", port=engine.port)
         ),
+    )
+
+
+def hardware_digest(cores: int) -> Digest:
+    """Digest of this kind of machine, of which a server has `cores` cores. Measurements under different ones are never
+    compared."""
+    return Digest.of_json(
+        {
+            "cpu": cpu_model(),
+            "machine": platform.machine(),
+            "machine_cores": os.cpu_count(),
+            "cores": cores,
+            "gpu": gpu_model(),
+        }
     )

@@ -21,6 +21,10 @@ MAX_TOKENS = 32
 _NOT_A_CHAT_MODEL = (400, 404, 422, 501)
 
 
+class DegenerateAnswer(ServingError):
+    """The server answered, and what it said is no sensible text: that is the candidate's fault, and final."""
+
+
 @dataclass(frozen=True)
 class SmokeAnswer:
     """What the model said. `chat` is none for a model without a chat template."""
@@ -73,7 +77,7 @@ def smoke_generation(
     for kind, text in (("completion", completion), ("chat answer", chat)):
         reason = degenerate(text) if text is not None else None
         if reason is not None:
-            raise ServingError(
+            raise DegenerateAnswer(
                 f"the smoke generation's {kind} is degenerate, {reason}: {text!r}",
                 hint="the weights, their quantization or the chat template are broken",
             )
