@@ -7,8 +7,15 @@ from prefect import flow
 from flows.calling import run_step
 from flows.canary import canary
 from flows.steps import (
-    MeasureRequest, MeasureResult, PrepareRequest, PrepareResult, SignRequest, SignResult,
-    measure, prepare, sign,
+    MeasureRequest,
+    MeasureResult,
+    PrepareRequest,
+    PrepareResult,
+    SignRequest,
+    SignResult,
+    measure,
+    prepare,
+    sign,
 )  # fmt: skip
 from lockgate.domain.steps import CanaryRequest, ReleaseOutcome, ReleaseRequest
 from tasks import releasing, supply
@@ -41,7 +48,9 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     draft = draft.with_stages(measured.stage)
     baseline = None
     if draft.stable is not None:
-        baseline = run_step(measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult)
+        baseline = run_step(
+            measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult
+        )
     gates = supply.decide_gates(
         spec, policy, candidate, prepared, manifests, measured.measurements,
         baseline.measurements if baseline else None,

@@ -11,8 +11,10 @@ from tasks import driving
 
 @flow(name="rollback", flow_run_name="rollback-{request.model}-{request.environment}")
 def rollback(request: RollbackRequest) -> ReleaseState:
-    """Commit the rollback at once, without waiting for whoever drives the release: Git decides who was first."""
-    state = driving.commit_abort(
+    """Commit the rollback at once, without waiting for whoever drives the release: Git decides who was first.
+
+    The driver sees the new state and empties the slot once it is drained; if there is no driver, reconcile does.
+    """
+    return driving.commit_abort(
         request.model, request.environment, request.reason, request.requested_by
     )
-    return driving.finish_cleanup(state)

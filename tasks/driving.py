@@ -35,6 +35,8 @@ from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
 
+SYNC_SECONDS = 3.0
+
 
 @task(name="read-state", cache_policy=NO_CACHE, **TRANSIENT)
 def read_state(model: str, environment: str) -> ReleaseState:
@@ -67,7 +69,9 @@ def describe(state: ReleaseState) -> str:
     return f"{state.phase}, generation {state.generation}"
 
 
-@task(name="observe", task_run_name="observe-{state.phase}-{state.generation}", cache_policy=NO_CACHE)
+@task(
+    name="observe", task_run_name="observe-{state.phase}-{state.generation}", cache_policy=NO_CACHE
+)
 def observe(state: ReleaseState) -> Look | None:
     """Look at the release's slots and metrics until something follows from what is seen, and return that look.
 
@@ -149,10 +153,8 @@ def apply(workspace: Workspace, model: str, environment: str, build: Build) -> C
         extra_files=extra_files,
     )  # fmt: skip
     if result.transition is not None:
-        logger.info(
-            "committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started
-        )
-        _ask_to_sync(workspace)
+        logger.info("committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started)
+        _ask_to_sync(workspace, result.commit)
     return result
 
 
@@ -169,12 +171,17 @@ def rendering(
     return rendered
 
 
-def _ask_to_sync(workspace: Workspace) -> None:
+def _ask_to_sync(workspace: Workspace, commit: str) -> None:
+    """Tell the agent at once, and wait a little to see the commit in force: that time is the sync latency."""
+    started = time.monotonic()
     try:
-        workspace.cluster().sync()
+        applied = workspace.cluster().sync(commit, timeout_seconds=SYNC_SECONDS)
     except LockgateError as error:
         # Only a matter of seconds: agents look by themselves too.
         logger.warning("the agent could not be asked to look at once: %s", error.message)
+        return
+    if applied:
+        logger.info("in force after %.2f s", time.monotonic() - started)
 
 
 @task(name="abort-release", cache_policy=NO_CACHE, **TRANSIENT)

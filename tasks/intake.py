@@ -13,10 +13,14 @@ from prefect.cache_policies import NO_CACHE
 
 from lockgate import environments
 from lockgate.adapters import quantization, scanners, sources
+from lockgate.adapters.oci import open_store
+from lockgate.adapters.oci.copying import copy_image
 from lockgate.adapters.oci.package import missing_blobs, pull_model, push_model, snapshot_of
+from lockgate.adapters.scanners import trivy
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import ScanEvidence
-from lockgate.domain.gates.scan import weights_are_clean
+from lockgate.domain.gates import Decision
+from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import ImageScanPolicy, Policy, WeightScanPolicy
 from lockgate.domain.sources import ModelRevision, Snapshot, Source
 from lockgate.domain.spec import Recipe, ReleaseSpec
@@ -41,9 +45,7 @@ def fetch_key(workspace: Workspace, revision: ModelRevision, model: str) -> Step
     )  # fmt: skip
 
 
-def quantize_key(
-    workspace: Workspace, source: StoredModel, recipe: Recipe, model: str
-) -> StepKey:
+def quantize_key(workspace: Workspace, source: StoredModel, recipe: Recipe, model: str) -> StepKey:
     """What quantized weights depend on: the source's bytes, the recipe, and the versions that did it."""
     return StepKey(
         step="quantize", version=QUANTIZE_VERSION,
@@ -69,7 +71,7 @@ def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
 @task(name="resolve-source", cache_policy=NO_CACHE, **TRANSIENT)
 def resolve_source(source: str) -> ModelRevision:
     """The exact revision behind what the user wrote; a branch is resolved now and recorded."""
-    return sources.resolve(_parsed(source))
+    return sources.resolve(parsed_source(source))
 
 
 @task(name="fetch-model", cache_policy=NO_CACHE, **TRANSIENT)
@@ -86,7 +88,7 @@ def fetch_model(
         pull = functools.partial(pull_model, workspace.store)
         with progress(f"fetch {revision.repo}") as report:
             snapshot = sources.fetch(
-                _parsed(source), revision, directory, progress=as_fraction(report),
+                parsed_source(source), revision, directory, progress=as_fraction(report),
                 options=sources.FetchOptions(pull=pull),
             )  # fmt: skip
             stored = _publish(workspace, directory, snapshot, model, report)
@@ -108,7 +110,7 @@ def quantize_model(
 
     def make() -> StoredModel:
         python = environments.environment_python("quantization")
-        with _scratch(workspace) as scratch, progress(f"quantize {recipe}") as report:
+        with _Scratch(workspace) as scratch, progress(f"quantize {recipe}") as report:
             directory = scratch / "model"
             quantization.quantize(
                 python, workspace.materialise(source), directory, recipe,
@@ -123,9 +125,7 @@ def quantize_model(
 
 
 @task(name="scan-weights", cache_policy=NO_CACHE)
-def scan_weights(
-    model: StoredModel, policy: WeightScanPolicy
-) -> tuple[ScanEvidence, StageSeconds]:
+def scan_weights(model: StoredModel, policy: WeightScanPolicy) -> tuple[ScanEvidence, StageSeconds]:
     """Scan every file of a stored model."""
     workspace = Workspace.current()
 
@@ -144,12 +144,21 @@ def scan_image(model: StoredModel, policy: ImageScanPolicy) -> ScanEvidence:
     """trivy over the model image. Never recorded: what trivy knows changes daily."""
     workspace = Workspace.current()
     log = workspace.layout.logs / f"trivy-image-{model.snapshot.short}.log"
-    return scan_stored_image(workspace.store, model.image, policy, log=log)
+    location = workspace.settings.store_location
+    if location.startswith("oci:"):
+        layout = Path(location.removeprefix("oci:"))
+        return trivy.scan_image_layout(layout, model.image, policy, log=log)
+    with _Scratch(workspace) as layout:
+        local = open_store(f"oci:{layout}")
+        image = copy_image(
+            workspace.store, model.image, local, model.image.repository, referrers=False
+        )
+        return trivy.scan_image_layout(layout, image, policy, log=log)
 
 
 def is_clean(scan: ScanEvidence, policy: Policy) -> bool:
     """Whether these weights may be opened by the steps that follow (the gate itself comes later, over all scans)."""
-    return weights_are_clean(scan, policy.weights)
+    return scan_gate([scan], policy, required_kinds=("weights",)).decision is Decision.PASS
 
 
 def describe(
@@ -167,7 +176,8 @@ def describe(
     )  # fmt: skip
 
 
-def _parsed(text: str) -> Source:
+def parsed_source(text: str) -> Source:
+    """The source that a spec names. Raises `UsageError` with what is wrong with it."""
     try:
         return Source.parse(text)
     except ValueError as error:
@@ -193,7 +203,7 @@ def _stored(workspace: Workspace) -> Callable[[StoredModel], bool]:
     return lambda model: not missing_blobs(workspace.store, model.image)
 
 
-class _scratch:
+class _Scratch:
     """A directory in the workspace (same file system as the snapshots, so a rename is enough), removed afterwards."""
 
     def __init__(self, workspace: Workspace) -> None:

@@ -12,13 +12,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lockgate.domain.judge import DEFAULT_METRICS, Judge, JudgeConfig, JudgeReport, PassRule
+from lockgate.domain.judge import (
+    DEFAULT_METRICS,
+    Criticality,
+    Judge,
+    JudgeConfig,
+    JudgeReport,
+    MetricConfig,
+    PassRule,
+)
 from lockgate.domain.judge.config import MetricKind
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.spec import CanarySpec, CanaryStep
+from lockgate.domain.spec import CanarySpec
 from lockgate.domain.trace import RequestRow, Scrape, parse_line, to_line
-from lockgate.errors import MetricsError
+from lockgate.errors import MetricsError, UsageError
 
 SETTLE_SECONDS = 4.0
 """After a change of weight: until agents and gateways have followed, a scrape says nothing about the split."""
@@ -33,6 +41,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
     if state.canary is None or state.step is None or state.since is None:
         raise ValueError(f"phase {state.phase} is not a canary step")
     spec, step = state.canary, state.canary.steps[state.step]
+    tuning = spec.judge
     return JudgeConfig(
         alpha=spec.alpha / len(spec.steps),
         pass_rule=PassRule.NONINFERIOR if step.judge_latency else PassRule.NO_HARM,
@@ -40,24 +49,37 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         step_start=parse_time(state.since).timestamp(),
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
-        time_budget_s=max(step.max_seconds, step.min_seconds),
+        time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
+        block_s=tuning.block_seconds,
+        drift_sd=tuning.drift_sd,
+        drift_s=tuning.drift_seconds,
+        drift_surprise=tuning.drift_surprise,
+        max_load_ratio=tuning.max_load_ratio,
         canary_weight=step.weight / 100 if step.weight < 100 else None,
-        metrics=_metrics(spec, step),
-        **spec.judge,
+        metrics=_metrics(spec),
     )
 
 
-def _metrics(spec: CanarySpec, step: CanaryStep) -> dict[str, Any]:
+def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
+    unknown = set(spec.judge.guards) - set(DEFAULT_METRICS)
+    if unknown:
+        raise UsageError(
+            f"canary.judge.guards names no metric: {', '.join(sorted(unknown))}",
+            hint=f"known: {', '.join(DEFAULT_METRICS)}",
+        )
     margins = {
         MetricKind.LATENCY: spec.margins.latency,
         MetricKind.RATIO: spec.margins.errors,
         MetricKind.SIZE: spec.margins.output_length,
         MetricKind.MIX: spec.margins.finish_reasons,
     }
-    return {
-        name: metric.model_copy(update={"margin": margins.get(metric.kind, metric.margin)})
-        for name, metric in DEFAULT_METRICS.items()
-    }
+    metrics = {}
+    for name, metric in DEFAULT_METRICS.items():
+        update: dict[str, Any] = {"margin": margins.get(metric.kind, metric.margin)}
+        if name in spec.judge.guards and metric.criticality is Criticality.REQUIRED:
+            update["criticality"] = Criticality.GUARD
+        metrics[name] = metric.model_copy(update=update)
+    return metrics
 
 
 class StepTrace:
@@ -97,10 +119,10 @@ class StepTrace:
         with self.path.open("a") as lines:
             lines.write("".join(to_line(record) + "\n" for record in records))
 
-    def said(self, now: float, weight: int, report: JudgeReport) -> None:
+    def said(self, report: JudgeReport) -> None:
+        """Keep what the judge said, for the release's report; nothing is decided from it."""
         with self._looks.open("a") as lines:
-            row = {"time": now, "weight": weight, "report": report.to_data()}
-            lines.write(json.dumps(row) + "\n")
+            lines.write(json.dumps(report.to_data()) + "\n")
 
 
 def _drop_partial_line(path: Path) -> None:

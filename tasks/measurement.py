@@ -11,6 +11,8 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.spec import BenchmarkSpec, EvaluationSpec
 from lockgate.domain.steps import Measurements, StageSeconds, StepKey
 from serving import ephemeral
+from serving.hardware import hardware_digest
+from serving.local.cpu_pool import CpuPool
 from tasks.progress import progress
 from tasks.recorded import find_or_make
 from tasks.workspace import Workspace
@@ -36,7 +38,7 @@ def measure_candidate(
             progress(f"benchmark {candidate.digest.short}") as benching,
             ephemeral.serve(
                 directory, candidate.serving, python=python, log_path=logs / "vllm.log",
-                cpu_pool=workspace.cpu_pool(),
+                cpu_pool=CpuPool(),
             ) as endpoint,
         ):  # fmt: skip
             scores = evaluation.evaluate(
@@ -50,14 +52,22 @@ def measure_candidate(
             )  # fmt: skip
         return Measurements(candidate=candidate, evaluation=scores, benchmark=load)
 
-    key = StepKey(
+    key = measure_key(candidate, evaluation_spec, benchmark_spec)
+    return find_or_make(workspace.records, key, Measurements, make)
+
+
+def measure_key(
+    candidate: Candidate, evaluation_spec: EvaluationSpec, benchmark_spec: BenchmarkSpec
+) -> StepKey:
+    """What measurements depend on. Limits and margins are the gates' business: only what is run counts."""
+    return StepKey(
         step="measure", version=MEASURE_VERSION,
         inputs={
             "candidate": candidate.digest,
-            "evaluation": evaluation_spec.to_data(),
+            "tasks": [[task.name, task.metric] for task in evaluation_spec.tasks],
+            "limit": evaluation_spec.limit,
             "suite": evaluation.suite_digest(evaluation_spec),
-            "benchmark": benchmark_spec.to_data(),
-            "hardware": ephemeral.hardware_digest(),
+            "profiles": [profile.to_data() for profile in benchmark_spec.profiles],
+            "hardware": hardware_digest(candidate.serving.resources.cpu),
         },
     )  # fmt: skip
-    return find_or_make(workspace.records, key, Measurements, make)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -66,7 +67,7 @@ def progress(title: str) -> Iterator[Report]:
 class _Artifact:
     def __init__(self, title: str) -> None:
         self.title = title
-        self.id = None
+        self.id: UUID | None = None
         self.told = time.monotonic()
 
     def update(self, done: float, total: float | None) -> None:
@@ -78,7 +79,8 @@ class _Artifact:
         percent = max(0.0, min(100.0, 100.0 * done / total))
         try:
             if self.id is None:
-                self.id = create_progress_artifact(progress=percent, description=self.title)
+                made = create_progress_artifact(progress=percent, description=self.title)
+                self.id = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(artifact_id=self.id, progress=percent)
         except Exception as error:

@@ -35,20 +35,24 @@ def find_or_make(
     A record that cannot be read as `result_type`, or whose outputs are gone (`usable` says no), is made anew.
     """
     started = time.monotonic()
-    digest = key.content_digest()
-    found = records.find(digest)
-    if found is not None:
-        try:
-            result = result_type.model_validate(found["result"])
-        except (ValidationError, KeyError) as error:
-            logger.warning("%s: the recorded result is unreadable, made anew: %s", key.step, error)
-        else:
-            if usable(result):
-                logger.info("%s: found from an earlier run (%s)", key.step, digest.short)
-                seconds = time.monotonic() - started
-                return result, StageSeconds(stage=key.step, seconds=seconds, reused=True)
+    result = recorded(records, key, result_type)
+    if result is not None and usable(result):
+        logger.info("%s: found from an earlier run (%s)", key.step, key.content_digest().short)
+        return result, StageSeconds(stage=key.step, seconds=time.monotonic() - started, reused=True)
     result = make()
-    records.record(digest, {"key": key.to_data(), "result": result.to_data()})
+    records.record(key.content_digest(), {"key": key.to_data(), "result": result.to_data()})
     seconds = time.monotonic() - started
     logger.info("%s: done in %.1f s", key.step, seconds)
     return result, StageSeconds(stage=key.step, seconds=seconds)
+
+
+def recorded(records: StepRecords, key: StepKey, result_type: type[T]) -> T | None:
+    """The recorded result of a step; None if there is none that can be read as `result_type`."""
+    found = records.find(key.content_digest())
+    if found is None:
+        return None
+    try:
+        return result_type.model_validate(found["result"])
+    except (ValidationError, KeyError) as error:
+        logger.warning("%s: the recorded result is unreadable: %s", key.step, error)
+        return None

@@ -83,7 +83,12 @@ def open_release(
     if draft.already_stable or _is_under_way(state, candidate):
         return draft
     answer = start(state, _occupant(state, candidate, candidate.digest), spec.canary, _now())
-    logger.info("%s/%s: %s", spec.model, spec.environment, answer.subject if isinstance(answer, Transition) else answer.reason)
+    logger.info(
+        "%s/%s: %s",
+        spec.model,
+        spec.environment,
+        answer.subject if isinstance(answer, Transition) else answer.reason,
+    )
     return draft
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from lockgate.adapters.report import (
-    CandidateSummary, ReleaseStory, ReportInput, TrafficSummary, TransitionRow, write_report,
+    CandidateSummary,
+    ReleaseStory,
+    ReportInput,
+    TrafficSummary,
+    TransitionRow,
+    write_report,
 )  # fmt: skip
-from lockgate.adapters.report.model import HistoryRow, Look
 from lockgate.domain.gates import GateReport, GateResult
 from lockgate.domain.gitops import HistoryEntry
+from lockgate.domain.judge import JudgeReport
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.spec import Recipe
 from lockgate.domain.steps import ReleaseOutcome
@@ -24,6 +30,8 @@ from lockgate.settings import Settings
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.report")
+
+Row = TypeVar("Row")
 
 
 def record_outcome(settings: Settings, outcome: ReleaseOutcome, title: str = "") -> Path:
@@ -105,7 +113,7 @@ def gather(
         model=model,
         environment=environment,
         releases=tuple(stories),
-        history=tuple(_history_row(entry) for entry in entries),
+        history=tuple(entries),
         traffic=traffic,
         stable=stable.candidate.digest if stable is not None else None,
         stable_slot=state.stable,
@@ -126,7 +134,10 @@ def _stories(
         if entry.release is not None:
             by_release.setdefault(entry.release, []).append(entry)
     dated = [
-        (datetime.fromisoformat(commits[0].at), _story(workspace, state, release, commits, outcomes))
+        (
+            datetime.fromisoformat(commits[0].at),
+            _story(workspace, state, release, commits, outcomes),
+        )
         for release, commits in by_release.items()
     ]
     dated += [
@@ -231,7 +242,9 @@ def _gates(
     return recorded.outcome.gates.results if recorded is not None else ()
 
 
-def _rows(gates: Iterable[GateResult], name: str, read):
+def _rows(
+    gates: Iterable[GateResult], name: str, read: Callable[[GateResult], Iterable[Row]]
+) -> tuple[Row, ...]:
     return tuple(row for gate in gates if gate.gate == name for row in read(gate))
 
 
@@ -261,20 +274,13 @@ def _transition(commit: HistoryEntry, state: ReleaseState, occupant: Occupant) -
     )
 
 
-def _history_row(entry: HistoryEntry) -> HistoryRow:
-    return HistoryRow(
-        time=datetime.fromisoformat(entry.at), commit=entry.commit, subject=entry.subject,
-        author=entry.author, trailers=tuple(entry.trailers.items()),
-    )  # fmt: skip
-
-
-def _looks(path: Path) -> Iterable[Look]:
+def _looks(path: Path) -> Iterable[JudgeReport]:
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return
     for line in lines:
         try:
-            yield Look.model_validate_json(line)
+            yield JudgeReport.model_validate_json(line)
         except ValidationError as error:
             logger.warning("a look in %s cannot be read: %s", path, error)

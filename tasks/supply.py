@@ -95,7 +95,10 @@ def sign_candidate(
         signing.sign_image(workspace.store, image, signer)
     for predicate_type, statement in (
         (attestation.PROVENANCE_TYPE, _provenance(prepared, candidate, predicate.decided_at)),
-        (attestation.SBOM_TYPE, _bill_of_materials(workspace, prepared, measured, predicate.decided_at)),
+        (
+            attestation.SBOM_TYPE,
+            _bill_of_materials(workspace, prepared, measured, predicate.decided_at),
+        ),
         (attestation.GATE_TYPE, predicate),
     ):
         signing.attest(workspace.store, candidate.model, signer, predicate_type, statement)

@@ -15,6 +15,7 @@ from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import JudgeVerdict, Look, SlotReadiness, SmokeResult, Verification
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
+from lockgate.domain.trace import Track
 from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
@@ -67,7 +68,9 @@ class Watcher:
         promising = self._is_promising(subject, slots)
         if promising and self.state.step is None and subject is not None:
             self._smoke_once(subject, status)
-        proving = promising and (self.state.step is None or self._verdict_is("pass") or not self._canary)
+        proving = promising and (
+            self.state.step is None or self._verdict_is("pass") or not self._canary
+        )
         return Look(
             generation=self.state.generation,
             a=slots.a,
@@ -229,17 +232,24 @@ class Watcher:
         return newest if newest is not None else began
 
     def _scrape(self, status: ClusterStatus | None) -> None:
-        if status is None:
+        if status is None or self.state.stable is None:
             return
-        records = metrics.scrape(self.cluster.scrape_targets(status, self.state))
+        tracks: dict[str, Track] = {
+            self.state.stable.value: "baseline", self.state.stable.other.value: "canary",
+        }  # fmt: skip
+        try:
+            targets = self.cluster.scrape_targets(self.state.model)
+        except LockgateError as error:
+            logger.warning("no metrics: %s", error.message)
+            return
+        records = metrics.scrape(targets, tracks, time=time.time())
         self._trace.append(records)
         for record in records:
             self._judge.observe(record)
-        tracks = {record.track for record in records if getattr(record, "up", True)}
-        if tracks == {"baseline", "canary"}:
+        if {record.track for record in records if record.up} == {"baseline", "canary"}:
             self._seen = time.time()
         report = self._judge.look(time.time())
-        self._trace.said(time.time(), self.state.weight, report)
+        self._trace.said(report)
         self._conclude(self._judge.decided() or report)
 
     def _conclude(self, report: JudgeReport | None) -> None:

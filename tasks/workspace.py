@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from lockgate import environments
-from lockgate.adapters.git import GitOpsRepository
+from lockgate.adapters.git import Agent, GitOpsRepository, lay_down, template_directory
 from lockgate.adapters.oci import ImageStore, open_store
-from lockgate.adapters.oci.package import pull_model, push_runtime, snapshot_of
+from lockgate.adapters.oci.package import pull_model, snapshot_of
 from lockgate.adapters.oci.records import StepRecords
-from lockgate.adapters.signing import KeylessSigner, KeySigner, Signer
+from lockgate.adapters.oci.runtime import push_runtime
+from lockgate.adapters.signing import KeylessSigner, KeySigner, Signer, generate_key
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
+from lockgate.domain.policy import ImageScanPolicy, Policy, SigningPolicy
 from lockgate.domain.steps import StoredModel
 from lockgate.errors import UsageError
 from lockgate.settings import Settings, WorkspaceLayout
@@ -55,13 +58,36 @@ class Workspace:
     def kubectl(self) -> Path:
         return environments.kubectl_path()
 
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy at the head of the protected branch, read once."""
+        self.gitops.sync()
+        return self.gitops.read_policy()
+
     def cluster(self) -> LocalCluster:
+        """The embedded cluster, to be observed, asked to sync, or ended. Needs no policy: it starts nothing."""
+        return self._cluster(Policy(), Path(sys.executable))
+
+    def start_cluster(self) -> LocalCluster:
+        """The embedded cluster, running, with the policy's keys and the serving environment of this machine."""
+        python = environments.environment_python("serving")
+        cluster = self._cluster(self.policy, python)
+        cluster.up()
+        return cluster
+
+    def _cluster(self, policy: Policy, python: Path) -> LocalCluster:
         if self.settings.cluster != "local":
             raise UsageError(
                 "the flows drive the embedded cluster only, so far",
                 hint="unset LOCKGATE_CLUSTER, or set it to `local`",
             )
-        return LocalCluster(self.settings)
+        return LocalCluster(
+            self.layout.cluster, remote=self.settings.git_remote, branch=self.settings.branch,
+            store=self.settings.store_location, plain_http=self.settings.plain_http,
+            signing=policy.signing, gates=policy.gates, serving_python=python,
+            runtime_environment=Digest(environments.environment_digest("serving")),
+            snapshots=self.layout.root / "pulled",
+        )  # fmt: skip
 
     def signer(self) -> Signer:
         if self.settings.keyless:
@@ -114,9 +140,10 @@ def initialise(
     signing = SigningPolicy(public_keys=(public_key,))
     images = ImageScanPolicy(trivy="optional") if demo else ImageScanPolicy()
     laid_down = lay_down(
-        template_directory(), settings.git_remote, environment=environment, agent=agent,
-        public_key_pem=public_key, policy=Policy(signing=signing, images=images),
+        template_directory(), layout.checkout("first"), environment=environment, agent=agent,
+        public_key_pem=public_key, remote=settings.git_remote, branch=settings.branch,
+        policy=Policy(signing=signing, images=images),
     )  # fmt: skip
-    if laid_down:
+    if laid_down.created:
         made.append(f"GitOps repository: {settings.git_remote}")
     return made or [f"{layout.root} is a workspace already"]

@@ -27,7 +27,9 @@ def options(
             envvar="LOCKGATE_WORKSPACE", help="Directory of store, keys, cluster and logs."
         ),
     ] = Path(".lockgate"),
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also debug and Prefect's own lines.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also debug and Prefect's own lines.")
+    ] = False,
 ) -> None:
     """Settings are read from LOCKGATE_… environment variables; child processes inherit them."""
     os.environ["LOCKGATE_WORKSPACE"] = str(workspace.absolute())

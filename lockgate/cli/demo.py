@@ -22,7 +22,9 @@ def demo(
             help="Release anew into an empty GitOps repo; finished offline steps are found again."
         ),
     ] = False,
-    keep: Annotated[bool, typer.Option(help="Leave the embedded cluster running at the end.")] = False,
+    keep: Annotated[
+        bool, typer.Option(help="Leave the embedded cluster running at the end.")
+    ] = False,
     rate: Annotated[float, typer.Option(help="Requests a second of the traffic driver.")] = 3.0,
 ) -> None:
     """Release a model four times: a first one, a good one, one that is worse in service, one that is worse on paper."""

@@ -17,7 +17,7 @@ from lockgate import environments
 from lockgate.adapters import quantization
 from lockgate.adapters.report import render_table, write_report
 from lockgate.cli.daemons import Daemon
-from lockgate.cli.traffic import Traffic
+from lockgate.cli.traffic import Traffic, with_seconds_to_zero
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.steps import ReleaseOutcome, ReleaseRequest
 from lockgate.settings import Settings
@@ -142,7 +142,7 @@ class Demonstration:
         if done is not None:
             self.say("  done by an earlier run")
             return done
-        Workspace(self.settings).cluster().up()
+        Workspace(self.settings).start_cluster()
         if self.outcomes and act.expected != "refused":
             self.start_traffic(spec)
         outcome = release(ReleaseRequest(spec=spec, requested_by="demo"))
@@ -198,20 +198,24 @@ class Demonstration:
                 "model servers share one small machine with everything else.",
             ),
         )  # fmt: skip
+        report = with_seconds_to_zero(report, traffic)
         path = write_report(report, self.settings.layout.reports / "demo.html")
         self.say("")
         self.say(render_table(report.releases))
         self.say("\n[bold]Git log[/] (newest first)")
         for row in report.history:
             self.say(f"{row.commit[:9]} {row.subject}", markup=False, highlight=False)
-            for key, value in row.trailers:
+            for key, value in row.trailers.items():
                 self.say(f"          {key}: {value}", markup=False, highlight=False)
         self.say("")
         for line in traffic.lines():
             self.say(line, markup=False, highlight=False)
-        silent = traffic.seconds_after_verdicts(report)
-        for release, gap in silent.items():
-            self.say(f"{release}: last request to the candidate {gap:+.2f} s after the verdict", markup=False)
+        for story in report.releases:
+            if story.seconds_verdict_to_zero is not None:
+                self.say(
+                    f"{story.release}: last request to the candidate began "
+                    f"{story.seconds_verdict_to_zero:+.2f} s after the verdict"
+                )
         self.say(f"margins of this demonstration: {spec.canary.margins.to_data()}", markup=False)
         self.say(f"took {seconds:.0f} s")
         self.say(f"report: {path}", markup=False, highlight=False, soft_wrap=True)

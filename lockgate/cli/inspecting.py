@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,11 +68,14 @@ def scan(directory: Directory, policy: PolicyFile = None, as_json: Json = False)
     """Scan a model directory. Exits 0 clean, 3 with findings, 1 if a scanner could not do its work."""
     from lockgate.adapters import scanners, sources
     from lockgate.domain.evidence import ScannerStatus
-    from lockgate.domain.gates.scan import weights_gate
+    from lockgate.domain.gates.scan import scan_gate
 
     rules = _policy(policy)
-    evidence = scanners.scan_weights(directory, sources.read_snapshot(directory), rules.weights)
-    result = weights_gate(evidence, rules.weights)
+    evidence = scanners.scan_weights(
+        directory, sources.read_snapshot(directory), rules.weights,
+        log_directory=Settings().layout.logs,
+    )  # fmt: skip
+    result = scan_gate([evidence], rules, required_kinds=("weights",))
     if as_json:
         console.print_json({"result": result.to_data(), "evidence": evidence.to_data()})
     else:
@@ -92,7 +94,8 @@ def scan(directory: Directory, policy: PolicyFile = None, as_json: Json = False)
 def package(
     directory: Directory,
     to: Annotated[
-        str | None, typer.Option(help="oci:DIRECTORY or HOST[:PORT]; the settings' store if not given.")
+        str | None,
+        typer.Option(help="oci:DIRECTORY or HOST[:PORT]; the settings' store if not given."),
     ] = None,
     repository: Annotated[str | None, typer.Option(help="Repository of the image.")] = None,
     as_json: Json = False,

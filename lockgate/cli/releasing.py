@@ -65,7 +65,9 @@ def plan(spec: Spec, as_json: Json = False) -> None:
 def rollback(
     model: Model,
     env: Environment = "local",
-    reason: Annotated[str, typer.Option(help="Why; goes into the commit.")] = "asked for by a person",
+    reason: Annotated[
+        str, typer.Option(help="Why; goes into the commit.")
+    ] = "asked for by a person",
     as_json: Json = False,
 ) -> None:
     """Send all traffic back to stable by a commit, and denylist the candidate."""
@@ -74,14 +76,14 @@ def rollback(
     from lockgate.domain.steps import RollbackRequest
 
     state = flow(
-        RollbackRequest(
-            model=model, environment=env, reason=reason, requested_by=getpass.getuser()
-        )
+        RollbackRequest(model=model, environment=env, reason=reason, requested_by=getpass.getuser())
     )
     if as_json:
         console.print_json(state.to_data())
     else:
-        console.out.print(f"{model}/{env}: {state.phase}, generation {state.generation}", markup=False)
+        console.out.print(
+            f"{model}/{env}: {state.phase}, generation {state.generation}", markup=False
+        )
 
 
 def reconcile(

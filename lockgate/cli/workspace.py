@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -14,6 +15,12 @@ from lockgate.settings import Settings
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
+class Agent(StrEnum):
+    EMBEDDED = "embedded"
+    ARGOCD = "argocd"
+    FLUX = "flux"
+
+
 def register(app: typer.Typer) -> None:
     for command in (init, up, down, status):
         app.command()(command)
@@ -22,13 +29,13 @@ def register(app: typer.Typer) -> None:
 def init(
     env: Annotated[str, typer.Option(help="Name of the first environment.")] = "local",
     agent: Annotated[
-        str, typer.Option(help="What applies the manifests: embedded, argocd or flux.")
-    ] = "embedded",
+        Agent, typer.Option(help="What applies the manifests: embedded, argocd or flux.")
+    ] = Agent.EMBEDDED,
 ) -> None:
     """Make the workspace: a release key, an image store, and a GitOps repository laid down from the template."""
     from tasks.workspace import initialise
 
-    made = initialise(Settings(), environment=env, agent=agent)
+    made = initialise(Settings(), environment=env, agent=agent.value)
     for line in made:
         console.out.print(line, markup=False)
 
@@ -40,7 +47,7 @@ def up(
     from tasks.workspace import Workspace
 
     settings = Settings()
-    Workspace(settings).cluster().up()
+    Workspace(settings).start_cluster()
     if server:
         from lockgate.cli.reconciler import ensure_reconciler
 

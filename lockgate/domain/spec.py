@@ -133,6 +133,23 @@ class JudgeMargins(Frozen):
     finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
+class JudgeTuning(Frozen):
+    """What the judge may take for granted about this service. The defaults trust it with little; see docs/judge.md."""
+
+    block_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Requests within one block may depend on each other in any way."""
+    drift_sd: Annotated[float, Field(ge=0)] = 0.2
+    """How far one replica's log latency wanders of its own, which is not blamed on the candidate."""
+    drift_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """For how long such a good or bad spell lasts."""
+    drift_surprise: Annotated[float, Field(ge=0)] = 1.0
+    """How unlikely a drift larger than declared is held to be, in nats for each doubling."""
+    max_load_ratio: Annotated[float, Field(gt=1)] = 1.25
+    """Requests a replica may differ by this factor between the tracks; beyond it latencies are not compared."""
+    guards: tuple[str, ...] = ()
+    """Metrics that may fail a step but need not be shown to be within their margin before it passes."""
+
+
 class CanarySpec(Frozen):
     steps: tuple[CanaryStep, ...] = Field(
         default=(
@@ -144,6 +161,7 @@ class CanarySpec(Frozen):
     alpha: Probability = 0.01
     """Chance, over the whole canary, of rolling back a candidate that is no worse than the margins."""
     margins: JudgeMargins = JudgeMargins()
+    judge: JudgeTuning = JudgeTuning()
     scrape_seconds: Annotated[float, Field(gt=0)] = 2.0
     on_insufficient_data: Literal["rollback", "hold"] = "hold"
     outage_budget_seconds: Seconds = 120
