@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from dataclasses import dataclass
 
@@ -53,3 +54,18 @@ def listening(port: int) -> bool:
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def pick_stable() -> int:
+    """A free port outside the range that the kernel lends to clients: one that is still free after a restart.
+
+    Raises `OSError` if none is found.
+    """
+    for _ in range(200):
+        port = random.randrange(20000, 30000)
+        try:
+            PortReservation.of(port).close()
+        except OSError:
+            continue
+        return port
+    raise OSError("no free port between 20000 and 30000")

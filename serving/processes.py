@@ -6,6 +6,7 @@ kernel keeps it, so that a stepped wall clock changes nothing) is one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_STATE, _PGRP, _START_TIME = 0, 2, 19
+_STATE, _START_TIME = 0, 19
 """Positions in /proc/<pid>/stat after the command's closing parenthesis (proc(5))."""
 
 
@@ -88,21 +89,17 @@ def signal_group(process: ProcessId, signum: signal.Signals) -> None:
         os.killpg(process.pid, signum)
 
 
-def group_alive(pgid: int) -> bool:
-    """Whether any process (zombies apart) is in this process group."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields is not None and int(fields[_PGRP]) == pgid and fields[_STATE] not in "ZX":
-                return True
-    return False
+def signal_leader(process: ProcessId, signum: signal.Signals) -> None:
+    """Signals the one process, as a container's first process is: it ends its own workers in its own way."""
+    if process.alive():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signum)
 
 
 def end(process: ProcessId, *, term_seconds: float) -> None:
     """SIGTERM to the leader, `term_seconds` later SIGKILL to what is left of its group. Blocks until it is gone."""
     if process.alive():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process.pid, signal.SIGTERM)
+        signal_leader(process, signal.SIGTERM)
         deadline = time.monotonic() + term_seconds
         while process.alive() and time.monotonic() < deadline:
             _reap(process.pid)
@@ -118,3 +115,25 @@ def end(process: ProcessId, *, term_seconds: float) -> None:
 def _reap(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+async def wait_exit(process: ProcessId) -> None:
+    """Returns when the process has ended, be it a child of this one or not. Reaping a child is the caller's."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    except OSError:
+        while process.alive():  # an old kernel, or no descriptor left
+            await asyncio.sleep(0.1)
+        return
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    try:
+        # Only now: the descriptor is of this process for good, unless the pid was already another's.
+        if process.alive():
+            loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+            await ended
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)

@@ -7,12 +7,13 @@ new candidate, and a change of weights (a rollback above all) touches the route 
 
 from serving.manifests.names import CANDIDATE_ANNOTATION, SLOT_HEADER, namespace, slot_name
 from serving.manifests.render import render
-from serving.manifests.slots import check_deployment
+from serving.manifests.slots import check_deployment, check_identity
 
 __all__ = [
     "CANDIDATE_ANNOTATION",
     "SLOT_HEADER",
     "check_deployment",
+    "check_identity",
     "namespace",
     "render",
     "slot_name",

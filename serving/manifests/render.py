@@ -16,7 +16,7 @@ from lockgate.errors import RenderingError
 from serving.manifests import kustomize
 from serving.manifests.names import MODEL_LABEL, SLOT_LABEL, namespace, slot_name
 from serving.manifests.routes import routed
-from serving.manifests.slots import check_deployment, deployment_patch
+from serving.manifests.slots import check_deployment, check_identity, deployment_patch
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _APIS = {
@@ -81,12 +81,12 @@ def _read_objects(directory: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 def _kept(
     present: Mapping[str, tuple[str, dict[str, Any]]], model: str, slot: Slot, occupant: Occupant
 ) -> dict[str, str]:
-    """The slot's files if they are of this candidate and still say what it was attested for, else nothing."""
+    """The slot's files if they are of this candidate, else nothing."""
     deployment = present.get(_file_name("Deployment", slot_name(model, slot)))
     if deployment is None:
         return {}
     try:
-        check_deployment(deployment[1], occupant)
+        check_identity(deployment[1], occupant)
     except RenderingError:
         return {}
     return {

@@ -83,43 +83,61 @@ def expected_arguments(occupant: Occupant) -> list[str]:
     return engine.arguments(serving, model_path=MODEL_MOUNT, host="0.0.0.0", port=engine.port)
 
 
-def check_deployment(deployment: Mapping[str, Any], occupant: Occupant) -> None:
-    """Raises `RenderingError` unless this Deployment runs exactly what the candidate was attested for."""
+def check_identity(deployment: Mapping[str, Any], occupant: Occupant) -> None:
+    """Raises `RenderingError` unless this Deployment is the candidate's: its images, its own arguments and environment.
+
+    What Lockgate and the base add may be of another version than this one: a candidate keeps what it was attested with.
+    """
     candidate = occupant.candidate
-    engine = engine_named(candidate.serving.engine)
+    serving = candidate.serving
+    found = _read(deployment, serving.engine)
+    _compare(
+        found,
+        {
+            "candidate": str(candidate.digest),
+            "runtime": str(candidate.runtime),
+            "model": str(candidate.model),
+            "replicas": serving.replicas,
+        },
+    )
+    own = list(serving.args)
+    if own and found["args"][-len(own) :] != own:
+        raise RenderingError(f"the Deployment's arguments do not end with the candidate's {own}")
+    _compare(found["env"], serving.env)
+
+
+def check_deployment(deployment: Mapping[str, Any], occupant: Occupant) -> None:
+    """Raises `RenderingError` unless a newly rendered Deployment runs exactly what the candidate says, to the letter."""
+    check_identity(deployment, occupant)
+    engine = engine_named(occupant.candidate.serving.engine)
+    found = _read(deployment, engine.name)
+    _compare(found, {"command": engine.command(), "args": expected_arguments(occupant)})
+    _compare(found["env"], engine.environment(occupant.candidate.serving))
+
+
+def _read(deployment: Mapping[str, Any], container_name: str) -> dict[str, Any]:
     try:
         template = deployment["spec"]["template"]
-        annotated = template["metadata"]["annotations"][CANDIDATE_ANNOTATION]
         spec = template["spec"]
-        (container,) = (c for c in spec["containers"] if c["name"] == engine.name)
+        (container,) = (c for c in spec["containers"] if c["name"] == container_name)
         (volume,) = (v for v in spec["volumes"] if v["name"] == MODEL_VOLUME)
-        found = {
-            "candidate": annotated,
+        return {
+            "candidate": template["metadata"]["annotations"][CANDIDATE_ANNOTATION],
             "runtime": container["image"],
             "command": container["command"],
             "args": container["args"],
             "model": volume["image"]["reference"],
             "replicas": deployment["spec"]["replicas"],
+            "env": {e["name"]: e.get("value") for e in container.get("env", [])},
         }
-        environment = {e["name"]: e.get("value") for e in container.get("env", [])}
     except (LookupError, TypeError, ValueError) as error:
         raise RenderingError(f"the Deployment lacks what a candidate needs: {error!r}") from error
-    wanted = {
-        "candidate": str(candidate.digest),
-        "runtime": str(candidate.runtime),
-        "command": engine.command(),
-        "args": expected_arguments(occupant),
-        "model": str(candidate.model),
-        "replicas": candidate.serving.replicas,
-    }
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for what, value in wanted.items():
-        if found[what] != value:
+        if found.get(what) != value:
             raise RenderingError(
-                f"the Deployment's {what} is {found[what]!r}, the candidate's is {value!r}",
+                f"the Deployment's {what} is {found.get(what)!r}, the candidate's is {value!r}",
                 hint="a base, component or environment patch overrides it, or it was edited by hand",
-            )
-    for name, value in engine.environment(candidate.serving).items():
-        if environment.get(name) != value:
-            raise RenderingError(
-                f"the Deployment's {name} is {environment.get(name)!r}, the candidate's {value!r}"
             )
