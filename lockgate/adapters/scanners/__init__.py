@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lockgate.adapters.scanners import pickles, structure
+from lockgate.adapters.scanners.files import said
 from lockgate.adapters.scanners.worker import Progress
 from lockgate.domain.evidence import Finding, ScanEvidence, ScannerRun, ScannerStatus
 from lockgate.domain.policy import WeightScanPolicy
@@ -58,7 +59,7 @@ def scan_weights(
             run, found = scan(directory, snapshot, policy, log_directory)
         except (LockgateError, OSError) as error:
             run = ScannerRun(
-                name=name, version=None, status=ScannerStatus.FAILED, detail=str(error)[:500]
+                name=name, version=None, status=ScannerStatus.FAILED, detail=said(error)[:500]
             )
             found = ()
         runs.append(run)

@@ -7,7 +7,16 @@ import stat
 from pathlib import Path
 
 from lockgate.domain.scanning.content import HEAD, TAIL
-from lockgate.errors import ScannerError
+from lockgate.errors import LockgateError, ScannerError
+
+
+def said(error: Exception) -> str:
+    """An error's message for evidence, which is signed and travels: without paths of this machine."""
+    if isinstance(error, LockgateError):
+        return error.message
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return f"{type(error).__name__}: {error}"
 
 
 def open_regular(path: Path) -> int:
@@ -15,10 +24,10 @@ def open_regular(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise ScannerError(f"cannot read {path}: {error.strerror}") from error
+        raise ScannerError(f"cannot read {path.name}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ScannerError(f"{path} is not a regular file")
+        raise ScannerError(f"{path.name} is not a regular file")
     return descriptor
 
 

@@ -125,11 +125,11 @@ def _check_tree(directory: Path, sizes: dict[str, int]) -> Iterator[tuple[str, P
                 yield relative, critical("not-in-snapshot", message)
     missing = sorted(set(sizes) - seen)
     if missing:
-        raise ScannerError(f"{directory} lacks files of the snapshot: {', '.join(missing[:5])}")
+        raise ScannerError(f"files of the snapshot are missing: {', '.join(missing[:5])}")
 
 
 def _cannot_list(error: OSError) -> None:
-    raise ScannerError(f"cannot list {error.filename}: {error.strerror}") from error
+    raise ScannerError(f"cannot list {Path(error.filename).name}: {error.strerror}") from error
 
 
 def _check_file(
