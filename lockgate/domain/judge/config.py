@@ -69,6 +69,9 @@ class MetricConfig(Frozen):
     """Share of alpha relative to the other metrics."""
     floor: NotNegative = 0.0
     """LATENCY: seconds below which differences do not matter to anybody."""
+    dispersion: Annotated[float, Field(ge=1)] = 2.0
+    """LATENCY and SIZE: how much more the mean of a block may vary than if its samples were
+    independent, before that has been seen. Tokens of one batch hang together: 25."""
     histogram: tuple[str, ...] = ()
     per_histogram: str | None = None
     """LATENCY: divide by the sum of this histogram instead of by the number of observations."""
@@ -99,17 +102,20 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
         margin=0.10,
         criticality=Criticality.REQUIRED,
         minimum_samples=200,
+        dispersion=25.0,
         histogram=("vllm:inter_token_latency_seconds",),
     ),
     "queue": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
         floor=0.05,
+        dispersion=4.0,
         histogram=("vllm:request_queue_time_seconds",),
     ),
     "e2e_per_token": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
+        dispersion=4.0,
         histogram=("vllm:e2e_request_latency_seconds",),
         per_histogram="vllm:request_generation_tokens",
     ),

@@ -15,14 +15,11 @@ import numpy as np
 
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig, MetricKind
 from lockgate.domain.judge.increments import Increments, Moments, matches
-from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, nuisance_grid
+from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean, nuisance_grid
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
 _MIN_PER_BLOCK = 2
 """Observations a track needs in a block of a histogram metric; else it is joined with the next."""
-
-_PRIOR_SCATTER, _PRIOR_COUNT = 0.5, 8.0
-"""Squared coefficient of variation assumed for single observations, and how many it is worth."""
 
 
 @dataclass
@@ -97,8 +94,7 @@ class RatioOfMeans(Evaluator):
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
         self.histogram: str | None = None
-        drifts = metric.kind is MetricKind.LATENCY
-        self._shift = ShiftEvidence(_grid(config, drifts))
+        self._shift = ShiftEvidence(_grid(config, metric))
         self._open: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._open_per: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
         self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
@@ -129,24 +125,18 @@ class RatioOfMeans(Evaluator):
         thin = min(baseline.count, canary.count) < _MIN_PER_BLOCK
         if thin or (per and min(self._open_per.values()) <= 0):
             return
-        log_mean: dict[Track, float] = {}
+        value: dict[Track, float] = {}
         variance = 0.0
         for track in TRACKS:
-            block = self._open[track]
-            self._scatter[track].add(block)
-            seen = self._scatter[track]
+            block, seen = self._open[track], self._scatter[track]
+            seen.add(block)
+            mean = block.total / (self._open_per[track] if per else block.count)
             scatter = 0.0 if math.isnan(seen.scatter) else seen.scatter
-            single = (scatter * seen.count + _PRIOR_SCATTER * _PRIOR_COUNT) / (
-                seen.count + _PRIOR_COUNT
-            )
-            divisor = self._open_per[track] if per else block.count
-            mean = max(block.total / divisor, self.metric.floor, 1e-9)
-            own = math.log1p(single / block.count)
-            # log of a mean of few observations lies low by half its variance
-            log_mean[track] = math.log(mean) + (0.0 if per else own / 2)
-            variance += own
+            log, own = log_mean(block.count, max(mean, self.metric.floor), scatter, seen.count)
+            value[track] = float(log)
+            variance += float(own)
         step = self.config.block_s if self._last_end is None else end - self._last_end
-        self._shift.update(log_mean["canary"] - log_mean["baseline"], variance, step)
+        self._shift.update(value["canary"] - value["baseline"], variance, step)
         self._last_end = end
         self.evidence.n_baseline += baseline.count
         self.evidence.n_canary += canary.count
@@ -174,5 +164,11 @@ class RatioOfMeans(Evaluator):
         return self.evidence
 
 
-def _grid(config: JudgeConfig, drifts: bool) -> NuisanceGrid:
-    return nuisance_grid(config.drift_sd if drifts else 0.0, config.drift_s, config.drift_surprise)
+def _grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:
+    drifts = metric.kind is MetricKind.LATENCY
+    return nuisance_grid(
+        config.drift_sd if drifts else 0.0,
+        config.drift_s,
+        config.drift_surprise,
+        metric.dispersion,
+    )

@@ -39,6 +39,9 @@ _EFFECTS_WORSE: Array = np.array([0.06, 0.12, 0.2, 0.35, 0.6, 1.0, 1.7, 2.8, 4.2
 _EFFECTS_WIDE: Array = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
 """Shifts to either side of no difference that the interval's mixture is made of."""
 
+_DISPERSION_SURPRISE = 1.0
+"""Nats that each doubling of the dispersion beyond the declared one costs the null."""
+
 _LARGEST_DRIFT = 3.0
 """Standard deviation of the log ratio up to which drift is thought of at all (20-fold)."""
 
@@ -68,7 +71,9 @@ class NuisanceGrid:
     log_discount: Array
 
 
-def nuisance_grid(drift_sd: float, drift_s: float, surprise: float = 1.0) -> NuisanceGrid:
+def nuisance_grid(
+    drift_sd: float, drift_s: float, surprise: float = 1.0, dispersion: float = 2.0
+) -> NuisanceGrid:
     """The grid for replicas whose own log latency wanders by ``drift_sd`` over ``drift_s`` seconds.
 
     Drift up to the declared size is a free excuse for the null. Larger drift (a queue near
@@ -82,8 +87,8 @@ def nuisance_grid(drift_sd: float, drift_s: float, surprise: float = 1.0) -> Nui
         doublings = math.ceil(math.log2(max(_LARGEST_DRIFT / declared, 1.0)))
         drifts += [(declared * 2.0**i, -surprise * i) for i in range(1, doublings + 1)]
     for phi in _DISPERSIONS:
-        phi_discount = 0.0 if phi <= 4.0 else -0.5 * np.log(phi / 4.0)
-        phi_weight = 1.0 / (1.0 + abs(np.log(phi)))
+        phi_discount = -_DISPERSION_SURPRISE * max(math.log2(phi / dispersion), 0.0)
+        phi_weight = math.exp(phi_discount) / (1.0 + abs(math.log(phi / min(dispersion, 4.0))))
         for d, discount in drifts:
             if d == 0:
                 rows.append((phi, 0.0, 1.0, 0.5 * phi_weight, phi_discount))
@@ -94,6 +99,27 @@ def nuisance_grid(drift_sd: float, drift_s: float, surprise: float = 1.0) -> Nui
     table = np.array(rows)
     prior = table[:, 3] / table[:, 3].sum()
     return NuisanceGrid(table[:, 0], table[:, 1], table[:, 2], np.log(prior), table[:, 4])
+
+
+_PRIOR_SCATTER, _PRIOR_COUNT = 0.5, 8.0
+"""Squared coefficient of variation assumed for single samples, and how many it is worth."""
+
+
+def log_mean(
+    count: ArrayLike, mean: ArrayLike, scatter: ArrayLike, seen: ArrayLike
+) -> tuple[Array, Array]:
+    """One track's share of a block's observation: the log of its mean, and that log's variance if
+    the block's samples are independent.
+
+    count, mean: of the block; scatter: squared coefficient of variation of single samples, as
+    measured on the `seen` samples of this track so far. The log of a mean of few samples lies low
+    by half its variance; that is put right here (exactly so for one log-normal sample).
+    """
+    count_, scatter_, seen_ = (np.asarray(x, dtype=float) for x in (count, scatter, seen))
+    single = (scatter_ * seen_ + _PRIOR_SCATTER * _PRIOR_COUNT) / (seen_ + _PRIOR_COUNT)
+    variance: Array = np.log1p(single / np.maximum(count_, 1.0))
+    value: Array = np.log(np.maximum(np.asarray(mean, dtype=float), 1e-9)) + variance / 2
+    return value, variance
 
 
 def _logsumexp(x: Array, axis: int | tuple[int, ...]) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lockgate.domain.judge.config import (
     Criticality,
@@ -58,6 +59,7 @@ class Standing:
         """Requests that the canary finished (as its engine says, else as the gateway says)."""
         return self.finished["canary"] or self.arrivals["canary"]
 
+    @cached_property
     def load(self) -> Load:
         """The load a replica on both tracks, by arrivals at the gateway where they are known."""
         counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
@@ -97,8 +99,11 @@ class Decision:
 def decide(standing: Standing, before: Decision) -> Decision:
     """The decision after this moment. Pure; called at every block and at every incident."""
     after = before
+    if after.fail_at is not None:
+        return after
+    found = metric_verdicts(standing, display=False)
     if after.fail_at is None:
-        failed = [m for m in metric_verdicts(standing, display=False) if _fails_whole(standing, m)]
+        failed = [m for m in found if _fails_whole(standing, m)]
         if failed:
             after = replace(
                 after,
@@ -106,7 +111,12 @@ def decide(standing: Standing, before: Decision) -> Decision:
                 fail_reasons=tuple(f"{m.name}: {m.reason}" for m in failed),
             )
     in_budget = standing.elapsed <= standing.config.time_budget_s + standing.config.block_s
-    if after.fail_at is None and after.pass_at is None and in_budget and not obstacles(standing):
+    if (
+        after.fail_at is None
+        and after.pass_at is None
+        and in_budget
+        and not obstacles(standing, found)
+    ):
         after = replace(after, pass_at=standing.now)
     return after
 
@@ -210,7 +220,7 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         change += f"; {evidence.detail}"
     margin = _percent(metric, metric.margin)
     verdict = Verdict.INSUFFICIENT_DATA
-    load = standing.load() if metric.kind is MetricKind.LATENCY else None
+    load = standing.load if metric.kind is MetricKind.LATENCY else None
     lost = _stale(standing, evaluator)
     if not evaluator.present:
         reason = "the trace has no such samples"
@@ -255,7 +265,7 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
     )
 
 
-def obstacles(standing: Standing) -> list[str]:
+def obstacles(standing: Standing, metrics: Iterable[MetricVerdict]) -> list[str]:
     """What stands between the canary and a pass; empty when it passes."""
     config = standing.config
     out: list[str] = []
@@ -274,7 +284,7 @@ def obstacles(standing: Standing) -> list[str]:
     out += [
         f"no metrics of the {t}" for t, _ in standing.health.silent(standing.now, standing.start)
     ]
-    for found in metric_verdicts(standing, display=False):
+    for found in metrics:
         metric = config.metrics[found.name]
         if metric.criticality is Criticality.ADVISORY:
             continue
@@ -318,7 +328,7 @@ def _whole(
     )
     if lost:
         return Verdict.METRICS_OUTAGE, lost
-    waiting = tuple(obstacles(standing))
+    waiting = tuple(obstacles(standing, metrics))
     if standing.elapsed > standing.config.time_budget_s:
         spent = f"no decision within the time budget of {standing.config.time_budget_s:.0f} s"
         return Verdict.INSUFFICIENT_DATA, (f"futility: {spent}", *waiting)
