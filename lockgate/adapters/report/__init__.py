@@ -1,5 +1,6 @@
 """The report of a model's releases: a page for release managers, a table for the terminal."""
 
+from lockgate.adapters.report.gate_rows import benchmark_rows, evaluation_rows
 from lockgate.adapters.report.model import (
     BenchmarkRow,
     CandidateSummary,
@@ -22,6 +23,8 @@ __all__ = [
     "RequestedApproval",
     "TrafficSummary",
     "TransitionRow",
+    "benchmark_rows",
+    "evaluation_rows",
     "render_report",
     "render_table",
     "write_report",

@@ -129,7 +129,7 @@ def draw_figure(
         name = f"{prefix}-{'wide' if width == WIDE else 'narrow'}"
         with mpl.rc_context(_STYLE):
             rows = legend_rows if width == NARROW else -(-legend_rows // 3)
-            figure, axes = _axes(width, heights, gap, top=16 + 16 * rows)
+            figure, axes = _axes(width, heights, gap, top=16 + (8 + 16 * rows if rows else 0))
             for each in axes:
                 _time_axis(each, axis, 10 if width == WIDE else 5)
             draw(axes, width == NARROW)

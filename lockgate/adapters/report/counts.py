@@ -88,6 +88,7 @@ def requests_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: st
         f"Requests per second in windows of {width:.0f} s, stacked: stable below, canary above. The table compares the "
         "share that the canary got with the weight that was committed.",
         _share_table(story, axis, names, increments),
+        tracks=True,
     )
 
 
@@ -99,8 +100,8 @@ def _share_table(
 ) -> DataTable:
     starts = [t.time.timestamp() for t in story.transitions]
     rows = []
-    for number, start in enumerate(starts):
-        end = starts[number + 1] if number + 1 < len(starts) else axis.end
+    for index, start in enumerate(starts):
+        end = starts[index + 1] if index + 1 < len(starts) else axis.end
         counts = {}
         for track in TRACKS:
             times, values = increments.get(track, (np.empty(0), np.empty(0)))
@@ -109,9 +110,9 @@ def _share_table(
         low, high = proportion_interval(counts[CANARY], total)
         rows.append(
             (
-                f"{number + 1}",
+                f"{index + 1}",
                 f"{axis.clock(start)} to {axis.clock(end)}",
-                f"{story.transitions[number].weight}%",
+                f"{story.transitions[index].weight}%",
                 f"{counts[BASELINE]:,}",
                 f"{counts[CANARY]:,}",
                 f"{100 * counts[CANARY] / total:.1f}% ({100 * low:.1f} to {100 * high:.1f}%)"
@@ -210,6 +211,7 @@ def errors_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: str)
         f"Failures in windows of {width:.0f} s, stable left, canary right in each window; one request may be counted by "
         "the gateway and by the engine." + (" Shaded: an instance did not answer." if down else ""),
         table,
+        tracks=True,
     )
 
 

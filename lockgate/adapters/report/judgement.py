@@ -38,6 +38,8 @@ _BEHIND = {"facecolor": "white", "linewidth": 0, "pad": 1}
 """Keeps the dotted lines of transitions out of words."""
 _LOWEST = -3.0
 """Evidence below a thousandth of what decides is drawn there."""
+_NOTABLE = -2.5
+"""Evidence below this is not worth a name in the legend."""
 _HIGHEST = 6.0
 """And above a million times: one overwhelming metric must not flatten the others."""
 
@@ -69,6 +71,11 @@ def last_metrics(story: ReleaseStory) -> list[MetricVerdict]:
     )
 
 
+def was_judged(metric: MetricVerdict) -> bool:
+    """Whether the judge had anything to say of it: a share of alpha, or a verdict without one (crashes)."""
+    return metric.threshold is not None or metric.verdict is not Verdict.INSUFFICIENT_DATA
+
+
 def _ratio(metric: MetricVerdict) -> float:
     return metric.evidence / metric.threshold if metric.threshold else 0.0
 
@@ -81,7 +88,7 @@ def verdict_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
             "verdicts", title, "No data: the judge was not asked, or its reports are not at hand."
         )
     series = {"all together": [(time, report.verdict) for time, report in looks]}
-    for metric in last_metrics(story):
+    for metric in filter(was_judged, last_metrics(story)):
         series[metric.name] = [
             (time, m.verdict)
             for time, report in looks
@@ -183,11 +190,14 @@ def evidence_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
     if not worse:
         return Panel("evidence", title, "No data: no look of the judge names evidence.")
     order = sorted(worse, key=lambda name: -_peak(worse[name]))
-    named = [
-        *order[:2],
-        *sorted((n for n in within if n not in order[:2]), key=lambda n: _peak(within[n])),
-    ]
-    named = [*named, *(n for n in order if n not in named)][: len(_LINE_STYLES)]
+    # Lines that moved get names: those towards a fail first, then those towards a pass.
+    named = sorted(
+        worse,
+        key=lambda n: (
+            -max(_peak(worse[n]), _NOTABLE),
+            -(_peak(within[n]) if n in within else _LOWEST),
+        ),
+    )[: len(_LINE_STYLES)]
     crossed = [n for n in order if _peak(worse[n]) >= 0]
     shown = [n for n in within if _peak(within[n]) >= 0]
 
@@ -209,7 +219,7 @@ def evidence_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
         axes[0].legend(
             handles=handles,
             loc="lower left",
-            bbox_to_anchor=(0, 1.1),
+            bbox_to_anchor=(0, 1.17),
             ncols=1 if narrow else 3,
             frameon=False,
             fontsize=10,
@@ -225,7 +235,7 @@ def evidence_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
         f"Shown to be worse than the margin: {', '.join(crossed)}. "
         if crossed
         else f"No metric was shown to be worse than its margin; closest: {closest}, "
-        f"{_multiple(_peak(worse[closest]))} what decides. "
+        f"at {_share(_peak(worse[closest]))} of its threshold. "
     ) + (
         f"Shown to be within the margin: {', '.join(shown)}."
         if shown
@@ -303,7 +313,5 @@ def _tick(exponent: float) -> str:
     return f"{10**value}" if value <= 3 else f"1e{value}"
 
 
-def _multiple(exponent: float) -> str:
-    if exponent <= _LOWEST:
-        return "less than 1/1000 of"
-    return f"{10**exponent:.2g} times"
+def _share(exponent: float) -> str:
+    return "less than 1%" if exponent < -2 else f"{100 * 10**exponent:.0f}%"

@@ -109,6 +109,8 @@ class BenchmarkRow(Frozen):
     """Relative change, positive is worse (0.10 is 10% worse), whichever way the metric points."""
     limit: float | None = None
     """The change (relative) up to which the row passes."""
+    absolute_limit: float | None = None
+    """A limit on the candidate's own figure, in `unit`, where it was held against one."""
     interval: Interval | None = None
     """Of the change."""
     decision: Decision

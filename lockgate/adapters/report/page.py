@@ -18,6 +18,7 @@ from lockgate.adapters.report.judgement import (
     last_metrics,
     timed_looks,
     verdict_panel,
+    was_judged,
 )
 from lockgate.adapters.report.model import ReleaseStory, ReportInput
 from lockgate.adapters.report.panels import (
@@ -81,7 +82,9 @@ def render_report(report: ReportInput) -> str:
         signed_points=wording.signed_points,
         verdict_words=VERDICT_WORDS,
         missing=wording.MISSING,
+        was_judged=was_judged,
     )
+    environment.tests["was_judged"] = was_judged
     views = [_release_view(story, number) for number, story in enumerate(report.releases, start=1)]
     leading = answer(report)
     return environment.get_template("report.html.j2").render(

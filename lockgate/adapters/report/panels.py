@@ -24,6 +24,7 @@ from lockgate.adapters.report.windows import (
     quantile_band,
     window_edges,
 )
+from lockgate.adapters.report.wording import number
 
 COLOURS = {BASELINE: canvas.STABLE, CANARY: canvas.CANARY}
 _LINES = {BASELINE: ("-", "o"), CANARY: ("-", "D")}
@@ -48,6 +49,8 @@ class Panel:
     reading: str = ""
     """How to read the picture."""
     table: DataTable | None = None
+    tracks: bool = False
+    """Whether stable and canary are drawn beside each other: then the picture needs their legend."""
 
 
 def track_names(story: ReleaseStory) -> dict[str, str]:
@@ -84,8 +87,8 @@ def weight_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
     times = [t.time.timestamp() for t in story.transitions]
     weights = [t.weight for t in story.transitions]
     told = "; ".join(
-        f"{number}: {axis.clock(time)} {t.phase.value.replace('_', ' ')} at {t.weight}%"
-        for number, (time, t) in enumerate(zip(times, story.transitions, strict=True), start=1)
+        f"{index}: {axis.clock(time)} {t.phase.value.replace('_', ' ')} at {t.weight}%"
+        for index, (time, t) in enumerate(zip(times, story.transitions, strict=True), start=1)
     )
 
     def draw(axes: Sequence[Axes], narrow: bool) -> None:
@@ -98,12 +101,12 @@ def weight_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
         plot.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}%"))
         per_pixel = axis.span / ((canvas.NARROW if narrow else canvas.WIDE) - 70)
         taken: list[float] = []
-        for number, time in enumerate(times, start=1):
+        for index, time in enumerate(times, start=1):
             # Numbers that would touch step aside to the right.
             place = max([time, *(t + 15 * per_pixel for t in taken[-1:])])
             taken.append(place)
             plot.annotate(
-                str(number),
+                str(index),
                 (place, 112),
                 annotation_clip=False,
                 ha="center",
@@ -221,6 +224,7 @@ def latency_panel(
         ),
         reading,
         _latency_table(axis, names, bands, edges, scale, unit),
+        tracks=True,
     )
 
 
@@ -233,7 +237,7 @@ def _latency_words(
         values = values[~np.isnan(values)] * scale
         if len(values):
             low, high = values.min(), values.max()
-            parts.append(f"p{quantile * 100:.0f} {low:.3g} to {high:.3g} {unit}")
+            parts.append(f"p{quantile * 100:.0f} {number(low)} to {number(high)} {unit}")
     return f"{name}: " + (", ".join(parts) if parts else "too few observations in every window")
 
 
@@ -257,7 +261,7 @@ def _latency_table(
                 cells.append(f"– (n = {band.observations[window]})")
             else:
                 low, mid, high = (v[window] * scale for v in (band.lower, band.value, band.upper))
-                cells.append(f"{mid:.3g} ({low:.3g} to {high:.3g})")
+                cells.append(f"{number(mid)} ({number(low)} to {number(high)})")
         rows.append(tuple(cells))
     columns = tuple(f"{names[t]} p{q * 100:.0f}, {unit}" for t, q in keys)
     return DataTable(("window", *columns), tuple(rows))

@@ -111,6 +111,8 @@ class EffectBar:
     high: float
     low_open: bool
     high_open: bool
+    beyond: int
+    """-1 or 1 where the point itself lies outside the bar, at that end; else 0."""
     zero: float
     limit: float
     lower_limit: float | None
@@ -136,6 +138,7 @@ def effect_bar(
         high=_place(_TO if high is None else high / margin),
         low_open=low is None or low / margin < _FROM,
         high_open=high is None or high / margin > _TO,
+        beyond=1 if estimate / margin > _TO else -1 if estimate / margin < _FROM else 0,
         zero=_place(0.0),
         limit=_place(1.0),
         lower_limit=_place(-1.0) if two_sided else None,
