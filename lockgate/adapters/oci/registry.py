@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlencode
 
 import httpx
 
@@ -21,10 +20,9 @@ from lockgate.adapters.oci.content import (
     CHUNK,
     MAX_MANIFEST,
     Hashed,
-    once,
-    rewindable,
 )
-from lockgate.adapters.oci.transport import Transport
+from lockgate.adapters.oci.transport import Transport, pull_scope, push_scope, with_query
+from lockgate.adapters.oci.uploads import Uploads
 from lockgate.domain.digests import Digest
 from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
 from lockgate.errors import IntegrityError, RegistryError
@@ -47,6 +45,7 @@ class RegistryStore:
 
     def __init__(self, transport: Transport) -> None:
         self._http = transport
+        self._uploads = Uploads(transport)
         self._guard = threading.Lock()
 
     @property
@@ -73,7 +72,7 @@ class RegistryStore:
     def _head(self, repository: str, digest: Digest) -> httpx.Response | None:
         name = self._name(repository)
         path = f"/v2/{name}/blobs/{digest}"
-        answer = self._http.request("HEAD", path, scope=_pull(name), accept=(200, 404))
+        answer = self._http.request("HEAD", path, scope=pull_scope(name), accept=(200, 404))
         return answer if answer.status_code == 200 else None
 
     def read_blob(self, repository: str, digest: Digest) -> Iterator[bytes]:
@@ -86,7 +85,9 @@ class RegistryStore:
             if start:
                 headers["Range"] = f"bytes={start}-"
             try:
-                with self._http.send("GET", path, scope=_pull(name), headers=headers) as answer:
+                with self._http.send(
+                    "GET", path, scope=pull_scope(name), headers=headers
+                ) as answer:
                     if answer.status_code == 404:
                         raise RegistryError(f"{self.location} holds no blob {name}@{digest}")
                     if answer.status_code not in (200, 206):
@@ -112,16 +113,16 @@ class RegistryStore:
         name, hashed = self._name(repository), Hashed()
         if isinstance(content, Sequence) and sum(map(len, content)) <= CHUNK:
             body = b"".join(hashed.passing(content))
-            location = self._begin(name)
+            location = self._uploads.begin(name)
         else:
             body = b""
-            location = self._upload(name, content, size, hashed)
+            location = self._uploads.send(name, content, size, hashed)
         found = hashed.check(f"blob for {repository}", digest, size)
         try:
             answer = self._http.request(
                 "PUT",
-                _with_query(location, digest=found),
-                scope=_push(name),
+                with_query(location, digest=found),
+                scope=push_scope(name),
                 headers={"Content-Type": "application/octet-stream"},
                 body=body,
                 accept=(201, 204, 400),
@@ -137,83 +138,13 @@ class RegistryStore:
             raise self._http.refused(answer)
         return found
 
-    def _begin(self, name: str) -> str:
-        path = f"/v2/{name}/blobs/uploads/"
-        answer = self._http.request("POST", path, scope=_push(name), body=b"", accept=(202,))
-        return self._location(answer)
-
-    def _location(self, answer: httpx.Response) -> str:
-        try:
-            return str(answer.request.url.join(answer.headers["Location"]))
-        except KeyError as error:
-            raise RegistryError(f"{self.location} opened an upload without an address") from error
-
-    def _upload(self, name: str, content: Content, size: int | None, hashed: Hashed) -> str:
-        """Send all of the content; gives the address at which it is to be committed."""
-        again, offset, failures = rewindable(content), 0, 0
-        location = self._begin(name)
-        while True:
-            chunks = again(offset) if again else once(content)
-            headers = {"Content-Type": "application/octet-stream"}
-            if size is not None:
-                headers["Content-Length"] = str(size - offset)
-                if offset:
-                    headers["Content-Range"] = f"{offset}-{size - 1}"
-            body = _exactly(hashed.passing(chunks, offset), size, offset)
-            try:
-                with self._http.send(
-                    "PATCH", location, scope=_push(name), headers=headers, body=body
-                ) as answer:
-                    answer.read()
-                    if answer.status_code in (202, 204):
-                        return self._location(answer)
-                    problem, gone = self._http.refused(answer), answer.status_code == 404
-                    if answer.status_code in (400, 403, 413):
-                        raise problem
-            except httpx.TransportError as error:
-                problem, gone = self._http.unreachable("PATCH", location, error), False
-            except BaseException:
-                self._cancel(name, location)
-                raise
-            reached = None if gone else self._reached(name, location)
-            if reached is None:
-                self._cancel(name, location)
-                location, position = self._begin(name), 0
-            else:
-                location, position = reached
-            failures = 1 if position > offset else failures + 1
-            if again is None or failures >= self._http.attempts:
-                self._cancel(name, location)
-                raise problem
-            if position == size and hashed.size == size:
-                return location
-            offset = min(position, hashed.size)
-            self._http.pause(0.5 * 2**failures)
-
-    def _reached(self, name: str, location: str) -> tuple[str, int] | None:
-        """How many bytes of a broken upload the registry holds, or None if it has to begin again."""
-        answer = self._http.request("GET", location, scope=_push(name), accept=(204, 404, 416))
-        match = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
-        # "0-0" is written for one byte and, by Docker's registry, for none.
-        if answer.status_code != 204 or match is None or match[1] == "0":
-            return None
-        return self._location(answer), int(match[1]) + 1
-
-    def _cancel(self, name: str, location: str) -> None:
-        """Best effort: registries drop abandoned uploads by themselves."""
-        try:
-            with self._http.send("DELETE", location, scope=_push(name)):
-                return
-        except (httpx.TransportError, RegistryError):
-            return
-
     def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
         name, origin = self._name(repository), self._name(source)
-        path = _with_query(f"/v2/{name}/blobs/uploads/", mount=digest, **{"from": origin})
-        scope = f"{_push(name)} {_pull(origin)}"
+        path = with_query(f"/v2/{name}/blobs/uploads/", mount=digest, **{"from": origin})
+        scope = f"{push_scope(name)} {pull_scope(origin)}"
         answer = self._http.request("POST", path, scope=scope, body=b"", accept=(201, 202))
         if answer.status_code == 202:
-            self._cancel(name, self._location(answer))
+            self._uploads.cancel(name, self._uploads.location(answer))
         return answer.status_code == 201
 
     # Manifests and tags
@@ -230,7 +161,7 @@ class RegistryStore:
         answer = self._http.request(
             "GET",
             f"/v2/{name}/manifests/{reference}",
-            scope=_pull(name),
+            scope=pull_scope(name),
             headers={"Accept": _ACCEPT},
             accept=(200, 404),
         )
@@ -254,7 +185,7 @@ class RegistryStore:
         answer = self._http.request(
             "PUT",
             f"/v2/{name}/manifests/{tag or digest}",
-            scope=_push(name),
+            scope=push_scope(name),
             headers={"Content-Type": media_type},
             body=body,
             accept=(201, 202),
@@ -304,7 +235,7 @@ class RegistryStore:
 
     def _pages(self, name: str, path: str, accept: tuple[int, ...]) -> Iterator[httpx.Response]:
         while path:
-            page = self._http.request("GET", path, scope=_pull(name), accept=accept)
+            page = self._http.request("GET", path, scope=pull_scope(name), accept=accept)
             yield page
             following = _NEXT.search(page.headers.get("Link", ""))
             path = str(page.request.url.join(following[1])) if following else ""
@@ -324,18 +255,6 @@ class RegistryStore:
         return f"library/{name}" if self._http.host == "docker.io" and "/" not in name else name
 
 
-def _pull(name: str) -> str:
-    return f"repository:{name}:pull"
-
-
-def _push(name: str) -> str:
-    return f"repository:{name}:pull,push"
-
-
-def _with_query(location: str, **query: str) -> str:
-    return f"{location}{'&' if '?' in location else '?'}{urlencode(query)}"
-
-
 def _field(answer: httpx.Response, key: str) -> Any:
     try:
         return answer.json()[key]
@@ -348,17 +267,3 @@ def _without(chunks: Iterable[bytes], skip: int) -> Iterator[bytes]:
         if skip < len(chunk):
             yield chunk[skip:]
         skip = max(0, skip - len(chunk))
-
-
-def _exactly(chunks: Iterable[bytes], size: int | None, offset: int) -> Iterator[bytes]:
-    """The chunks; `IntegrityError` where they are not as many bytes as were announced.
-
-    httpx would call that a protocol error, and it would be taken for a broken connection and tried again.
-    """
-    for chunk in chunks:
-        offset += len(chunk)
-        if size is not None and offset > size:
-            raise IntegrityError(f"content is longer than the {size} bytes announced")
-        yield chunk
-    if size is not None and offset < size:
-        raise IntegrityError(f"content ends after {offset} of {size} bytes")

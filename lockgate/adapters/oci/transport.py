@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 
@@ -32,6 +32,21 @@ def is_loopback(host: str) -> bool:
     """Whether a registry host is this machine (then plain HTTP is what runs there)."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     return name == "localhost" or name.startswith("127.") or name == "[::1]"
+
+
+def pull_scope(name: str) -> str:
+    """What a token must allow to read from the repository `name`."""
+    return f"repository:{name}:pull"
+
+
+def push_scope(name: str) -> str:
+    """What a token must allow to read from and write to the repository `name`."""
+    return f"repository:{name}:pull,push"
+
+
+def with_query(location: str, **query: str) -> str:
+    """The address with parameters added to those it has."""
+    return f"{location}{'&' if '?' in location else '?'}{urlencode(query)}"
 
 
 class Transport:

@@ -232,6 +232,80 @@ def test_an_upload_whose_source_turns_out_wrong_is_given_up_not_tried_again() ->
     assert [r.method for r in registry.requests] == ["HEAD", "POST", "DELETE"]
 
 
+class Uploads:
+    """The upload half of a registry that keeps what arrived of a request that broke off, as `breaks` says how much."""
+
+    def __init__(self, breaks: list[int], resumable: bool = True, wall: int | None = None) -> None:
+        """`wall`: nothing that begins at this byte or later ever arrives."""
+        self.breaks, self.resumable, self.wall = breaks, resumable, wall
+        self.kept = b""
+        self.committed: bytes | None = None
+        self.sent = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        location = {"Location": "/v2/models/demo/blobs/uploads/1?state=x"}
+        if request.method == "HEAD":
+            return httpx.Response(404 if self.committed is None else 200)
+        if request.method == "POST":
+            self.kept = b""
+            return httpx.Response(202, headers=location)
+        if request.method == "GET":
+            if not self.resumable:
+                return httpx.Response(404)
+            held = {"Range": f"0-{max(0, len(self.kept) - 1)}"}
+            return httpx.Response(204, headers={**location, **held})
+        if request.method == "PATCH":
+            start = int(request.headers.get("Content-Range", "0-").partition("-")[0])
+            assert start == len(self.kept)
+            if self.wall is not None and start >= self.wall:
+                raise httpx.WriteError("connection reset", request=request)
+            arrived = request.content[: self.breaks[0]] if self.breaks else request.content
+            self.sent += len(arrived)
+            self.kept += arrived
+            if self.breaks:
+                self.breaks.pop(0)
+                raise httpx.WriteError("connection reset", request=request)
+            return httpx.Response(202, headers=location)
+        if request.method == "PUT":
+            self.committed = self.kept
+            return httpx.Response(201)
+        return httpx.Response(204)
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_upload_that_breaks_off_goes_on_where_the_registry_is(
+    monkeypatch: pytest.MonkeyPatch, resumable: bool
+) -> None:
+    monkeypatch.setattr("lockgate.adapters.oci.uploads.PIECE", 3000)
+    uploads = Uploads([5000, 2000, 1], resumable)
+    registry = Registry(uploads)
+    registry.store.put_blob(REPOSITORY, DIGEST, lambda offset: [BODY[offset:]], len(BODY))
+    assert uploads.committed == BODY
+    again = 0 if resumable else 7001
+    assert uploads.sent == len(BODY) + again
+
+
+@pytest.mark.parametrize(
+    "uploads",
+    [Uploads([0] * 99), Uploads([5000], resumable=False, wall=6000), Uploads([5000], wall=6000)],
+    ids=["nothing arrives", "begins again", "resumes"],
+)
+def test_an_upload_that_gets_nowhere_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, uploads: Uploads
+) -> None:
+    monkeypatch.setattr("lockgate.adapters.oci.uploads.PIECE", 3000)
+    registry = Registry(uploads)
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        registry.store.put_blob(REPOSITORY, DIGEST, lambda offset: [BODY[offset:]], len(BODY))
+    assert len(registry.requests) < 40
+
+
+def test_an_upload_from_a_source_that_cannot_be_read_again_is_given_up_at_the_first_break() -> None:
+    registry = Registry(Uploads([100]))
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        registry.store.put_blob(REPOSITORY, None, iter([BODY]), len(BODY))
+
+
 def write_config(directory: Path, config: object) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
