@@ -177,7 +177,14 @@ def install_cpu_torch(python: Path, log: Path) -> None:
         run_pip(python, install, log)
     except NoSuchDistribution:
         say(f"  not in the configured package sources; asking {PYTORCH_CPU_INDEX} too")
-        run_pip(python, [*install, "--extra-index-url", PYTORCH_CPU_INDEX], log)
+        try:
+            run_pip(python, [*install, "--extra-index-url", PYTORCH_CPU_INDEX], log)
+        except EnvironmentMissing as error:
+            raise EnvironmentMissing(
+                f"torch=={TORCH_VERSION}+cpu is neither in pip's configured sources nor to be had from {PYTORCH_CPU_INDEX}",
+                hint="give pip a source that has this wheel: PIP_FIND_LINKS=DIRECTORY or PIP_EXTRA_INDEX_URL=URL",
+                log=log,
+            ) from error
 
 
 def _provide_libnuma(directory: Path, log: Path) -> None:
