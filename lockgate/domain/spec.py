@@ -38,21 +38,28 @@ class Resources(Frozen):
     """Whole cores: the embedded cluster and Kubernetes' static CPU policy give them exclusively."""
     memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "4Gi"
     gpu: Annotated[int, Field(ge=0)] = 0
+    """Whole GPUs (`nvidia.com/gpu`)."""
 
 
 class ServingSpec(Frozen):
     """How the model is served: part of the candidate, so a change here is a release of its own."""
 
     engine: str = "vllm"
+    """Name of a module in `serving/engines/`."""
     served_model_name: str
+    """Name that clients ask for. The same in both slots."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest context in tokens; none leaves it to the engine."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Sequences in one batch at most; none leaves it to the engine."""
     dtype: str | None = None
+    """Data type of weights and activations; none leaves it to the engine."""
     args: tuple[str, ...] = ()
     """Further engine arguments, verbatim. Arguments that Lockgate owns (host, port, model, name) are refused."""
     env: dict[str, str] = {}
     """Environment of the engine. Never secrets: this is committed to Git."""
     replicas: Annotated[int, Field(ge=1)] = 1
+    """Replicas in each slot."""
     resources: Resources = Resources()
     drain_seconds: Annotated[int, Field(ge=1)] = 45
     """How long streams in flight may go on after the server was told to stop."""
@@ -74,6 +81,7 @@ class EvaluationTask(Frozen):
 
 class EvaluationSpec(Frozen):
     tasks: tuple[EvaluationTask, ...] = Field(min_length=1)
+    """Each must be passed."""
     suite: str = "builtin"
     """`builtin` for the suite that ships with Lockgate, or a directory of lm-eval YAML tasks."""
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -98,9 +106,13 @@ class BenchmarkSpec(Frozen):
     margin: Annotated[float, Field(gt=0)] = 0.15
     """How much worse than the stable candidate's on the same hardware a metric may be, relative."""
     max_failed: Annotated[int, Field(ge=0)] = 0
+    """Requests a profile that may fail."""
     max_ttft_p50_ms: float | None = None
+    """Absolute limit on the median time to first token, in every profile."""
     max_tpot_p50_ms: float | None = None
+    """Absolute limit on the median time per output token, in every profile."""
     min_output_tokens_per_second: float | None = None
+    """Absolute limit on the throughput, in every profile."""
 
     @model_validator(mode="after")
     def _unique_names(self) -> BenchmarkSpec:
@@ -128,6 +140,7 @@ class JudgeMargins(Frozen):
     """What counts as worse. Latencies and length relative, the others in absolute share (0.005 is half a point)."""
 
     latency: Annotated[float, Field(gt=0)] = 0.10
+    """Time to first token, inter-token, queue, end to end per output token."""
     errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
     output_length: Annotated[float, Field(gt=0)] = 0.15
     finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -163,7 +176,9 @@ class CanarySpec(Frozen):
     margins: JudgeMargins = JudgeMargins()
     judge: JudgeTuning = JudgeTuning()
     scrape_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """Time between two looks at the metrics."""
     on_insufficient_data: Literal["rollback", "hold"] = "hold"
+    """What follows when a step ends without a verdict: back to stable without blame, or hold and page."""
     outage_budget_seconds: Seconds = 120
     """Metrics missing for longer than this send the traffic back to stable without denylisting."""
     ready_seconds: Seconds = 900
@@ -187,10 +202,13 @@ class ReleaseSpec(Frozen):
     model: str
     """DNS label; names the directory in the GitOps repo and the Kubernetes objects."""
     environment: str = "local"
+    """DNS label; one directory, one state and one set of slots each."""
     source: str
+    """Where the model comes from: `hf://ORG/NAME[@REVISION]`, `dir:PATH`, or `oci://REPOSITORY@sha256:…`."""
     runtime: ImageRef | None = None
     """The engine's image. None: the embedded cluster's own runtime, described and pinned by the digest of its lock file."""
     quantization: Recipe = Recipe.NONE
+    """Recipe that the weights go through before they are packaged."""
     serving: ServingSpec
     evaluation: EvaluationSpec
     benchmark: BenchmarkSpec
