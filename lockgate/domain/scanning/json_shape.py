@@ -10,7 +10,7 @@ from lockgate.domain.scanning.problems import Problem, high, quoted
 
 MAX_BYTES = 96 << 20
 MAX_DEPTH = 64
-MAX_CONTAINERS = 4_000_000
+MAX_CONTAINERS = 2_000_000
 MAX_PARSED = 8 << 20
 """Larger files (vocabularies) are checked for shape and not built."""
 

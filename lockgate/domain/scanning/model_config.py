@@ -44,7 +44,7 @@ def templates_in(value: Any) -> dict[str, str]:
     for where, key, item in _walk(value):
         if "chat_template" not in key and key != "template":
             continue
-        if isinstance(item, str):
+        if isinstance(item, str) and item.strip():
             found[where] = item
         elif isinstance(item, dict):
             found.update({f"{where}.{k}": v for k, v in item.items() if isinstance(v, str)})
