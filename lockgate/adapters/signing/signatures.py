@@ -67,7 +67,14 @@ def attest(
 def _said_before(
     store: ImageStore, ref: ImageRef, signer: Signer, predicate_type: str, predicate: dict[str, Any]
 ) -> SignedStatement | None:
-    report = verify(store, ref, signer.own_policy, candidate=None, require_gates=())
+    report = verify(
+        store,
+        ref,
+        signer.own_policy,
+        candidate=None,
+        require_gates=(),
+        trust_config=signer.trust_config,
+    )
     if report.outage is not None:
         raise report.outage
     for signed in report.statements:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import final
 
 from lockgate.domain.attestation import GATE_TYPE, PASSED, GatePredicate, parse_statement
@@ -17,6 +18,9 @@ class Signer(ABC):
     Verifiers in the field (cosign, Kyverno) accept any statement by a trusted key, many without a look at what it says. So a
     statement that a candidate failed is never signed: once it exists it can be taken for an approval.
     """
+
+    trust_config: Path | None = None
+    """Sigstore's trust configuration that its signatures are verified with; None for keys and the public instance."""
 
     @property
     @abstractmethod

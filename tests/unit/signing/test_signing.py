@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lockgate.adapters.signing import (
-    KeylessSigner,
     KeySigner,
     attachments,
     attest,
@@ -122,13 +121,3 @@ def test_what_is_no_release_key_is_refused_without_repeating_it(tmp_path: Path) 
     with pytest.raises(SigningError) as caught:
         KeySigner("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----")
     assert "c2VjcmV0" not in str(caught.value)
-
-
-def test_without_an_ambient_identity_keyless_signing_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "BUILDKITE", "GCLOUD_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
-    with pytest.raises(SigningError, match="no ambient OIDC identity"):
-        KeylessSigner()
