@@ -108,7 +108,7 @@ def verdict_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
             for start, end, verdict in parts:
                 hatch = _VERDICT_HATCHES.get(verdict)
                 plot.broken_barh(
-                    [(start, max(end - start, axis.span * 0.006))],
+                    [(start, max(end - start, axis.span * 0.012))],
                     (row + 0.56, 0.3),
                     facecolor=VERDICT_COLOURS[verdict],
                     hatch=hatch,

@@ -1,0 +1,65 @@
+"""The documentation says what the code does: keys, defaults, examples, errors, links."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lockgate import errors
+from lockgate.domain.policy import Policy
+from lockgate.domain.release_state import Phase
+from lockgate.domain.sources import Source
+from lockgate.domain.spec import ReleaseSpec
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+PAGES = ("index.md", "concepts.md", "spec.md", "operations.md", "real-cluster.md")
+
+
+def test_the_tables_of_keys_and_settings_are_up_to_date() -> None:
+    checked = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_spec_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_examples_of_the_spec_page_are_valid_documents() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "spec.md").read_text(), re.S)
+    release, policy = (yaml.safe_load(example) for example in examples)
+    assert str(Source.parse(ReleaseSpec.model_validate(release).source)) == release["source"]
+    assert Policy.model_validate(policy).weights.license_required
+
+
+def test_every_error_is_explained_on_the_operations_page() -> None:
+    page = (DOCS / "operations.md").read_text()
+    names = [
+        name
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.LockgateError) and kind is not errors.LockgateError
+    ]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_every_phase_is_explained_on_the_concepts_page() -> None:
+    page = (DOCS / "concepts.md").read_text()
+    assert [phase for phase in Phase if f"| `{phase}` |" not in page] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_to_a_page_and_a_heading_that_exist(name: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (DOCS / name).read_text()):
+        path, _, heading = target.partition("#")
+        page = DOCS / path if path else DOCS / name
+        assert page.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+        assert not heading or heading in [h.lower().replace(" ", "-") for h in headings], target
