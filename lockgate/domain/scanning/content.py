@@ -64,7 +64,8 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"GGUF", Kind.GGUF),
 )
 _MODULE_LINE = re.compile(rb"[\w.]{1,200}\r?\n[\w.<>]{1,200}\r?\n")
-_PICKLE_ACTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "OBJ", "REDUCE", "NEWOBJ", "BUILD"})
+_NAMES = re.compile(r"[\w.]{1,200} [\w.<>]{1,200}")
+_IMPORTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MAX_OPCODES = 20_000
 
@@ -108,17 +109,22 @@ def is_pickle(head: bytes) -> bool:
     marked = len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
     if not marked and not _MODULE_LINE.search(head[:4096]):
         return False
-    acts = opcodes = 0
-    stopped = False
+    opcodes, seen = 0, set()
     try:
-        for opcode, _, _ in itertools.islice(pickletools.genops(io.BytesIO(head)), _MAX_OPCODES):
+        for opcode, argument, _ in itertools.islice(
+            pickletools.genops(io.BytesIO(head)), _MAX_OPCODES
+        ):
             opcodes += 1
-            acts += opcode.name in _PICKLE_ACTS
-            stopped = opcode.name == "STOP"
+            if opcode.name not in ("GLOBAL", "INST") or _NAMES.fullmatch(str(argument)):
+                seen.add(opcode.name)
     except Exception:
         # genops raises whatever its argument readers raise, here also where our window ends.
-        return acts >= (1 if marked else 2) or (marked and opcodes >= 3)
-    return acts > 0 or (marked and (stopped or opcodes >= 3))
+        seen.add("BROKEN")
+    if marked:
+        return bool(seen & _IMPORTS) or opcodes >= 3 or "STOP" in seen
+    # Plain words can be opcodes of the old text protocol: only an import that is then called counts.
+    called = {"MARK", "TUPLE", "REDUCE"} <= seen or ("STOP" in seen and {"MARK", "OBJ"} <= seen)
+    return ("GLOBAL" in seen and called) or {"MARK", "INST", "STOP"} <= seen
 
 
 def is_text(head: bytes) -> bool:
