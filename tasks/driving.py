@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from lockgate.adapters.git import Build, CommitResult
-from lockgate.domain.gitops import manifests_directory, verdict_path
+from lockgate.adapters.git import Build, CommitResult, Render
+from lockgate.domain.gitops import verdict_path
 from lockgate.domain.release_state import TERMINAL_PHASES, Phase, ReleaseState
 from lockgate.domain.rollout import (
     AbortRequested,
@@ -149,7 +147,7 @@ def apply(workspace: Workspace, model: str, environment: str, build: Build) -> C
         return {str(path): json.dumps(report, indent=1, sort_keys=True) + "\n"}
 
     result = workspace.gitops.commit_transition(
-        model, environment, build, rendering(workspace, model, environment),
+        model, environment, build, rendering(workspace),
         extra_files=extra_files,
     )  # fmt: skip
     if result.transition is not None:
@@ -158,17 +156,9 @@ def apply(workspace: Workspace, model: str, environment: str, build: Build) -> C
     return result
 
 
-def rendering(
-    workspace: Workspace, model: str, environment: str
-) -> Callable[[ReleaseState, Path], dict[str, str]]:
-    """How a state becomes manifests, by path below its manifests directory."""
-    prefix = f"{manifests_directory(model, environment)}/"
-
-    def rendered(state: ReleaseState, root: Path) -> dict[str, str]:
-        files = render(state, root, kubectl=workspace.kubectl)
-        return {path.removeprefix(prefix): text for path, text in files.items()}
-
-    return rendered
+def rendering(workspace: Workspace) -> Render:
+    """How a state becomes manifests."""
+    return lambda state, root: render(state, root, kubectl=workspace.kubectl)
 
 
 def _ask_to_sync(workspace: Workspace, commit: str) -> None:

@@ -6,11 +6,13 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+import lockgate
 from lockgate import environments
 from lockgate.adapters import quantization, scanners, sources
 from lockgate.adapters.oci import open_store
@@ -63,7 +65,7 @@ def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
         step="scan-weights", version=SCAN_VERSION,
         inputs={
             "snapshot": model.snapshot, "policy": policy.content_digest(),
-            "scanners": scanners.versions(),
+            "scanners": {"structure": lockgate.__version__, "picklescan": version("picklescan")},
         },
     )  # fmt: skip
 

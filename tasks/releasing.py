@@ -104,15 +104,13 @@ def scan_manifests(
             return None
         return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
 
-    files = workspace.gitops.preview(
-        spec.model, spec.environment, build, rendering(workspace, spec.model, spec.environment)
-    )
+    files = workspace.gitops.preview(spec.model, spec.environment, build, rendering(workspace))
     if files is None:
         return ()
     with TemporaryDirectory() as name:
         directory = Path(name)
         for path, text in files.items():
-            (directory / path).write_text(text)
+            (directory / Path(path).name).write_text(text)
         log = workspace.layout.logs / f"trivy-manifests-{candidate.digest.short}.log"
         return (trivy.scan_manifests(directory, policy.images, log=log),)
 

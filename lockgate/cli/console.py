@@ -23,7 +23,7 @@ err = Console(stderr=True, soft_wrap=True)
 
 def configure_logging(verbose: bool) -> None:
     """Lockgate's own lines to stderr; Prefect's only where they warn. Called before `prefect` is imported."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
     handler = RichHandler(
         console=err, show_path=False, show_level=verbose, omit_repeated_times=False,
         log_time_format="%H:%M:%S", markup=False,

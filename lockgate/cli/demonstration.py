@@ -102,7 +102,7 @@ class Demonstration:
     def convert_model(self) -> Path:
         """The GGUF file of the registry package as a standard Hugging Face directory. Done once a machine."""
         gguf = environments.demo_model_gguf()
-        target = gguf.parent / "converted"
+        target = gguf.parent / "SmolLM2-135M-Instruct"
         if not (target / "config.json").exists():
             with progress("convert SmolLM2-135M-Instruct from GGUF") as report:
                 quantization.convert_gguf(
