@@ -89,6 +89,8 @@ class SnapshotFile(Frozen):
             raise ValueError(f"not a clean relative path: {value!r}")
         if any(ord(c) < 32 or c == "\\" for c in value):
             raise ValueError(f"control character or backslash in path: {value!r}")
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+            raise ValueError(f"path is not UTF-8: {value!r}")
         return value
 
 
