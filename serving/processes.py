@@ -128,11 +128,16 @@ async def wait_exit(process: ProcessId) -> None:
             await asyncio.sleep(0.1)
         return
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def notice() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
     try:
         # Only now: the descriptor is of this process for good, unless the pid was already another's.
         if process.alive():
-            loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+            loop.add_reader(fd, notice)
             await ended
     finally:
         loop.remove_reader(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -96,9 +97,10 @@ class LocalCluster:
         running = self._record()
         if running is not None:
             process, record = running
-            if record.get("config") == config.content_digest():
-                return self._wait_up(process, timeout_seconds)
-            self._stop_agent(process)
+            if record.get("config") != config.content_digest():
+                self._stop_agent(process)
+            elif self._locked():
+                return self._wait_up(timeout_seconds)
         path = self.directory / "agent-config.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(config.model_dump_json(indent=1))
@@ -116,8 +118,7 @@ class LocalCluster:
                 )
         except OSError as error:
             raise ClusterError(f"the agent cannot be started: {error}") from error
-        process = ProcessId.of(handle.pid)
-        return self._wait_up(process, timeout_seconds, handle)
+        return self._wait_up(timeout_seconds, handle)
 
     def down(self, *, timeout_seconds: float = 20.0) -> None:
         """Ends the agent, the gateway and all servers of this cluster, and nothing else. Logs and ports stay.
@@ -232,25 +233,32 @@ class LocalCluster:
         """The agent alone: what it started runs on."""
         end(process, term_seconds=10)
 
+    def _locked(self) -> bool:
+        """Whether an agent lives, from its first moment to its last."""
+        try:
+            with (self.directory / "agent.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def _wait_up(
-        self,
-        process: ProcessId | None,
-        timeout_seconds: float,
-        handle: subprocess.Popen[bytes] | None = None,
+        self, timeout_seconds: float, handle: subprocess.Popen[bytes] | None = None
     ) -> ClusterStatus:
+        """Until an agent answers: the one started here, or another that was quicker."""
         deadline = time.monotonic() + timeout_seconds
         while True:
+            with contextlib.suppress(ClusterError):
+                status = self.status()
+                if status.gateway.pid is not None:
+                    return status
             code = handle.poll() if handle is not None else None
-            if process is None or code is not None or not process.alive():
+            if (handle is None or code is not None) and not self._locked():
                 raise ClusterError(
-                    f"the agent ended with exit code {code}:\n{log_tail(self.log)}", log=self.log
+                    f"the agent ended (exit code {code}):\n{log_tail(self.log)}", log=self.log
                 )
-            running = self._record()
-            if running is not None and running[0] == process:
-                with contextlib.suppress(ClusterError):
-                    status = self.status()
-                    if status.gateway.pid is not None:
-                        return status
             if time.monotonic() >= deadline:
                 raise ClusterError(
                     f"the embedded cluster did not come up within {timeout_seconds:.0f} s",

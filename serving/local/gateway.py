@@ -70,7 +70,7 @@ class Gateway:
                 indent=1,
             )
         )
-        self.process = EnvoyProcess(directory, bootstrap, cluster=cluster)
+        self.process = EnvoyProcess(directory, bootstrap, cluster=cluster, ended=self._ended)
 
     def port(self, model: str) -> int:
         """The model's gateway port, the same for as long as the cluster exists."""
@@ -117,7 +117,11 @@ class Gateway:
                 if path.stem not in kept:
                     path.unlink()
         self.loaded = {name: version for name, version in self.loaded.items() if name in models}
-        self.error = None
+        self.error = self.process.error = None
+
+    def _ended(self) -> None:
+        """Nothing is loaded by a gateway that is not there."""
+        self.loaded.clear()
 
     async def _load(self, model: xds.GatewayModel, version: str) -> None:
         self.loaded.pop(model.model, None)
@@ -162,8 +166,8 @@ class Gateway:
         )
         shown: dict[str, set[xds.Address]] = {}
         for cluster in response.json().get("cluster_statuses", []):
-            addresses = (h["address"]["socket_address"] for h in cluster.get("host_statuses", []))
-            shown[cluster["name"]] = {(a["address"], a["port_value"]) for a in addresses}
+            hosts = (h["address"]["socket_address"] for h in cluster.get("host_statuses", []))
+            shown[cluster["name"]] = {(h["address"], h["port_value"]) for h in hosts}
         for name, addresses in wanted.items():
             if addresses is None:
                 if name in shown:

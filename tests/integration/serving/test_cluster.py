@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
-from conftest import MODEL, Traffic, World
+import pytest
+from cluster_world import MODEL, Traffic, World
 
+from lockgate.adapters.metrics import AccessLogReader, scrape
 from lockgate.domain.release_state import Phase, Slot
+from lockgate.errors import ClusterError
+from serving.local.cluster import LocalCluster
+from serving.processes import ProcessId, marked
+
+
+def pids(world: World) -> dict[str, int | None]:
+    status = world.cluster.status()
+    slots = status.models[MODEL].slots
+    return {name: pod.pid for name, slot in slots.items() for pod in slot.pods}
 
 
 def test_a_first_release_takes_traffic_only_when_it_has_weight(world: World) -> None:
@@ -19,3 +31,258 @@ def test_a_first_release_takes_traffic_only_when_it_has_weight(world: World) -> 
     world.apply(phase=Phase.STABLE, stable=Slot.A)
     assert world.ask().json()["server"] == "one"
     assert world.ask().headers["x-lockgate-slot"] == "a"
+
+
+def test_no_request_fails_from_first_canary_step_through_promotion_to_an_emptied_slot(
+    world: World,
+) -> None:
+    world.release_first("one")
+    stable = pids(world)
+    with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
+        candidate = world.occupant("two")
+        world.apply(phase=Phase.DEPLOYING, b=candidate)
+        world.until_ready("b", candidate.candidate)
+        assert {slot for _, slot in traffic.slots} == {"a"}
+        for step, weight in enumerate((5, 50)):
+            world.apply(phase=Phase.CANARY, step=step, weight=weight)
+            time.sleep(1)
+        assert pids(world).items() >= stable.items(), "a change of weights restarted a server"
+        world.apply(phase=Phase.BAKING, step=None, weight=0, stable=Slot.B)
+        promoted = time.monotonic()
+        time.sleep(1)
+        world.apply(phase=Phase.STABLE, a=None)
+        world.until(lambda s: "a" not in s.models[MODEL].slots)
+        time.sleep(1)
+    assert traffic.failures == []
+    assert len(traffic.slots) > 100
+    assert {slot for began, slot in traffic.slots if began > promoted} == {"b"}
+    shares = [slot for _, slot in traffic.slots]
+    assert "b" in shares[: len(shares) // 2] or shares.count("b") > 20
+
+
+def test_a_rollback_reaches_the_gateway_and_no_further_request_reaches_the_canary(
+    world: World,
+) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
+        time.sleep(1)
+        world.apply(phase=Phase.DRAINING, step=None, weight=0)
+        rolled_back = time.monotonic()
+        time.sleep(1)
+        world.apply(phase=Phase.STABLE, b=None)
+        world.until(lambda s: "b" not in s.models[MODEL].slots)
+    assert traffic.failures == []
+    assert "b" in {slot for _, slot in traffic.slots}
+    assert {slot for began, slot in traffic.slots if began > rolled_back} == {"a"}
+
+
+def test_a_killed_agent_leaves_everything_running_and_the_next_one_adopts_it(world: World) -> None:
+    world.release_first("one")
+    before = world.cluster.status()
+    with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
+        os.kill(before.pid, signal.SIGKILL)
+        time.sleep(1)
+        assert not world.cluster.running()
+        after = world.cluster.up()
+        time.sleep(2)
+        after = world.cluster.status()
+    assert traffic.failures == []
+    assert after.pid != before.pid
+    assert after.gateway == before.gateway
+    assert after.models[MODEL].gateway_url == before.models[MODEL].gateway_url
+    assert [p.pid for p in after.models[MODEL].slots["a"].pods] == [
+        p.pid for p in before.models[MODEL].slots["a"].pods
+    ]
+    assert after.models[MODEL].slots["a"].restarts == 0
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+
+
+def test_an_agent_without_its_remote_serves_on_and_says_so(world: World) -> None:
+    world.release_first("one")
+    remote = world.root / "remote.git"
+    remote.rename(world.root / "away.git")
+    os.kill(world.cluster.status().pid, signal.SIGKILL)
+    world.cluster.up()
+    status = world.until(lambda s: s.sync_error is not None and s.synced is not None)
+    assert status.models[MODEL].slots["a"].settled
+    assert world.ask().json()["server"] == "one"
+    (world.root / "away.git").rename(remote)
+    world.until(lambda s: s.sync_error is None)
+
+
+def test_a_crashed_server_is_restarted_and_the_other_slot_takes_its_traffic_meanwhile(
+    world: World,
+) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    canary = world.cluster.status().models[MODEL].slots["b"].pods[0]
+    (world.control / "die-two").touch()
+    assert canary.pid is not None
+    os.kill(canary.pid, signal.SIGKILL)
+    status = world.until(lambda s: s.models[MODEL].route.effective == {"a": 100})
+    assert status.models[MODEL].route.weights == {"a": 50, "b": 50}
+    with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
+        time.sleep(1)
+        status = world.until(lambda s: bool(s.models[MODEL].slots["b"].refusals))
+        assert "crash loop" in status.models[MODEL].slots["b"].refusals[0]
+        (world.control / "die-two").unlink()
+        status = world.until_ready("b")
+    assert traffic.failures == []
+    assert status.models[MODEL].slots["b"].restarts >= 3
+    assert status.models[MODEL].slots["b"].refusals == ()
+    world.until(lambda s: s.models[MODEL].route.effective == {"a": 50, "b": 50})
+
+
+def test_a_candidate_without_a_verdict_never_takes_over_from_a_crashed_stable(world: World) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    (world.control / "unhealthy-one").touch()
+    stable = world.cluster.status().models[MODEL].slots["a"].pods[0]
+    assert stable.pid is not None
+    os.kill(stable.pid, signal.SIGKILL)
+    world.until(lambda s: s.models[MODEL].slots["a"].ready == 0)
+    assert world.ask().status_code == 503
+    assert world.ask(slot="b").json()["server"] == "two"
+
+
+def test_a_crashed_gateway_is_back_on_the_same_port(world: World) -> None:
+    world.release_first("one")
+    url = world.cluster.gateway_url(MODEL)
+    pid = world.cluster.status().gateway.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    status = world.until(lambda s: s.gateway.restarts == 1 and s.models[MODEL].route.loaded)
+    assert status.models[MODEL].gateway_url == url
+    assert world.ask().json()["server"] == "one"
+
+
+def test_a_candidate_that_verification_refuses_never_starts_and_the_reason_is_told(
+    world: World,
+) -> None:
+    world.release_first("one")
+    two = world.occupant("two")
+    refusal = world.snapshots / f"refuse-{two.candidate.digest.short}"
+    refusal.write_text("the signature is by another key")
+    world.apply(phase=Phase.DEPLOYING, b=two)
+    status = world.until(lambda s: bool(s.models[MODEL].slots["b"].refusals))
+    slot = status.models[MODEL].slots["b"]
+    assert slot.refusals == ("the signature is by another key",)
+    assert slot.pods[0].pid is None
+    assert world.ask().json()["server"] == "one"
+
+
+def test_a_store_that_is_away_is_waited_for_and_no_reason_to_refuse(world: World) -> None:
+    world.snapshots.mkdir()
+    (world.snapshots / "outage").touch()
+    world.apply(phase=Phase.DEPLOYING, a=world.occupant("one"))
+    status = world.until(lambda s: bool(s.models[MODEL].slots["a"].waiting))
+    assert status.models[MODEL].slots["a"].refusals == ()
+    (world.snapshots / "outage").unlink()
+    world.until_ready("a")
+
+
+def test_a_deployment_that_was_edited_by_hand_is_refused_and_what_runs_stays(world: World) -> None:
+    world.release_first("one")
+    before = pids(world)
+    path = world.checkout / "models" / MODEL / "local" / "manifests" / f"deployment-{MODEL}-a.yaml"
+    text = path.read_text()
+    path.write_text(
+        text.replace("TINY_NAME\n          value: one", "TINY_NAME\n          value: evil")
+    )
+    assert path.read_text() != text
+    world.commit()
+    status = world.until(lambda s: bool(s.models[MODEL].slots["a"].refusals))
+    assert "TINY_NAME" in status.models[MODEL].slots["a"].refusals[0]
+    assert pids(world) == before
+    assert world.ask().json()["server"] == "one"
+
+
+def test_streams_in_flight_end_whole_when_their_slot_is_emptied(world: World) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    import threading
+
+    answers: list[str] = []
+
+    def stream() -> None:
+        answers.append(world.ask(slot="b", stream=True, max_tokens=80, pause=0.05).text)
+
+    threads = [threading.Thread(target=stream) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    world.apply(phase=Phase.STABLE, b=None)
+    world.until(lambda s: "b" not in s.models[MODEL].slots)
+    for thread in threads:
+        thread.join()
+    assert [answer.count("data:") for answer in answers] == [81] * 3
+    assert all(answer.endswith("data: [DONE]\n\n") for answer in answers)
+
+
+def test_metrics_of_both_tracks_and_the_gateway_become_trace_lines(world: World) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    for _ in range(40):
+        assert world.ask().status_code == 200
+    time.sleep(0.5)
+    tracks = {"a": "baseline", "b": "canary"}
+    lines = scrape(world.cluster.scrape_targets(MODEL), tracks, time=1.0)
+    assert sorted(line.track for line in lines) == ["baseline"] * 2 + ["canary"] * 2
+    assert all(line.up for line in lines)
+    by_gateway = {
+        line.track: line.counters["envoy_cluster_upstream_rq_total"]
+        for line in lines
+        if line.instance.startswith("gateway-")
+    }
+    by_server = {
+        line.track: line.counters['vllm:request_success_total{finished_reason="stop"}']
+        for line in lines
+        if not line.instance.startswith("gateway-")
+    }
+    assert by_gateway == by_server
+    assert sum(by_gateway.values()) == 40
+    assert min(by_gateway.values()) > 4
+    rows = AccessLogReader(world.cluster.access_log, model=MODEL).read(tracks)
+    assert len(rows) == 40
+    assert all(row.status == 200 and row.ttfb and row.duration for row in rows)
+
+
+def test_up_twice_starts_nothing_and_down_leaves_nothing(world: World) -> None:
+    world.release_first("one")
+    first = world.cluster.status()
+    again = world.cluster.up()
+    assert (again.pid, again.gateway.pid) == (first.pid, first.gateway.pid)
+    identity = first.cluster
+    bystander = ProcessId.of(os.getpid())
+    world.cluster.down()
+    assert list(marked("LOCKGATE_LOCAL_CLUSTER", identity)) == []
+    assert not world.cluster.running()
+    assert bystander is not None
+    assert bystander.alive()
+    with pytest.raises(ClusterError, match="does not run"):
+        world.cluster.status()
+    world.cluster.up()
+    world.until_ready("a")
+    assert world.ask().json()["server"] == "one"
+
+
+def test_a_taken_api_port_is_an_error_that_names_it(world: World, tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = {**world.cluster._settings, "api_port": taken.getsockname()[1]}
+        settings["directory"] = tmp_path / "other"
+        with pytest.raises(ClusterError, match="Address already in use"):
+            LocalCluster(**settings).up(timeout_seconds=30)

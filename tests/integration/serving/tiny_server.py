@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-CONTROL = Path(os.environ.get("TINY_CONTROL", "/nonexistent"))
+CONTROL = Path(os.environ["TINY_CONTROL"].removeprefix("dir:"))
 NAME = os.environ.get("TINY_NAME", "tiny")
 served = 0
 active = 0
@@ -46,7 +46,9 @@ class Handler(BaseHTTPRequestHandler):
         global served, active
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if draining.is_set():
-            self._send(200, json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode())
+            self._send(
+                200, json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode()
+            )
             return
         with lock:
             active += 1
@@ -57,7 +59,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
                 for index in range(body.get("max_tokens", 10)):
-                    self._chunk(f"data: {json.dumps({'token': index, 'server': NAME})}\n\n".encode())
+                    self._chunk(
+                        f"data: {json.dumps({'token': index, 'server': NAME})}\n\n".encode()
+                    )
                     time.sleep(body.get("pause", 0.05))
                 self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")
