@@ -121,7 +121,7 @@ def _approval(story: ReleaseStory, checks: tuple[Check, ...]) -> Status:
         return Status(
             "good",
             "Yes, knowing the open points",
-            f"The raise to {weight} rests on the list below.",
+            f"The raise to {weight} rests on these points; those marked ! are open.",
         )
     return Status("good", "Yes", f"Nothing in this report speaks against the raise to {weight}.")
 
@@ -170,12 +170,27 @@ def _judge_check(story: ReleaseStory) -> Check:
             )
         return Check("open", "Judge: no verdict yet.")
     said = {
-        Verdict.PASS: Check("good", "Judge: pass."),
+        Verdict.PASS: _passed(story),
         Verdict.FAIL: Check("bad", "Judge: fail."),
         Verdict.INSUFFICIENT_DATA: Check("open", "Judge: insufficient data, which is not a pass."),
         Verdict.METRICS_OUTAGE: Check("bad", "Judge: metrics outage, nothing can be said."),
     }
     return said[story.verdict]
+
+
+def _passed(story: ReleaseStory) -> Check:
+    """A pass of a safety step shows nothing about margins: a release manager should know what was not shown."""
+    last = max(story.looks, key=lambda report: report.time or 0.0, default=None)
+    unshown = [
+        metric.name
+        for metric in (last.metrics if last is not None else ())
+        if metric.criticality == "required" and metric.verdict is not Verdict.PASS
+    ]
+    if unshown:
+        return Check(
+            "open", f"Judge: pass, without showing {', '.join(unshown)} to be within the margin."
+        )
+    return Check("good", "Judge: pass.")
 
 
 def _where_the_traffic_is(report: ReportInput) -> str:

@@ -124,7 +124,7 @@ def canary_trace(
     failing: float = 0.0,
     rate: float = 14.0,
     start: datetime = START,
-    every: float = 2.0,
+    every: float = 4.0,
 ) -> tuple[str, ...]:
     """Scrapes of two servers over segments of (seconds, canary's share of the traffic)."""
     random = np.random.default_rng(seed)

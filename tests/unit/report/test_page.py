@@ -221,6 +221,14 @@ def test_the_page_answers_whether_a_raise_may_be_approved(
     assert expected in page.text[asked : asked + 400]
 
 
+def test_a_pass_that_shows_nothing_about_latency_is_an_open_point() -> None:
+    safety = next(r for r in promoted_release().looks if r.verdict is Verdict.PASS)
+    story = waiting(promoted_release(), looks=(safety,))
+    page = Page(render_report(report_of(story, traffic=CLEAN)))
+    assert "Yes, knowing the open points" in page.text
+    assert "pass, without showing ttft, itl" in page.text
+
+
 def test_not_scanned_stands_on_the_first_screen_and_at_its_release(demo: Page) -> None:
     assert demo.text.count("NOT SCANNED") == 5
 
@@ -248,7 +256,10 @@ def test_missing_data_is_named_and_never_drawn_as_an_empty_chart(tmp_path: Path)
 def test_lines_that_cannot_be_read_are_counted_and_the_rest_is_drawn() -> None:
     whole = rolled_back_release()
     broken = whole.model_copy(
-        update={"trace_lines": (*whole.trace_lines, '{"time": 1, "tra', "not json")}
+        update={
+            "looks": (),
+            "trace_lines": (*whole.trace_lines, '{"time": 1, "tra', "not json"),
+        }
     )
     page = Page(render_report(report_of(broken)))
     count = len(whole.trace_lines) + 2
