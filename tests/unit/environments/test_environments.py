@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -28,47 +27,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def small_serving(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The serving environment with an empty lock, so that making it needs no network; returns that lock."""
-    lock = tmp_path / "clone" / "locks" / "serving.lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text("# nothing\n")
-    monkeypatch.setattr(environments, "REPOSITORY", tmp_path / "clone")
-    small = dataclasses.replace(ENVIRONMENTS["serving"], torch=False, check="import pip")
-    monkeypatch.setitem(ENVIRONMENTS, "serving", small)
-    return lock
-
-
 def test_a_missing_environment_names_the_command_that_makes_it(cache: Path) -> None:
     with pytest.raises(EnvironmentMissing, match=r"-m lockgate\.environments serving"):
         environment_python("serving")
 
 
-def test_an_environment_is_found_by_what_it_is_made_from(small_serving: Path) -> None:
-    before = environment_digest("serving")
-    assert environment_digest("serving") == before
-    small_serving.write_text("# something else\n")
-    assert environment_digest("serving") != before
-
-
-@pytest.mark.usefixtures("small_serving")
-def test_an_interrupted_environment_is_not_used_and_made_again_once() -> None:
-    directory = environments.environment_directory("serving")
-    leftover = directory / "bin" / "python"
-    leftover.parent.mkdir(parents=True)
-    leftover.symlink_to(sys.executable)
-    (directory / "half-written").touch()
-    with pytest.raises(EnvironmentMissing):
-        environment_python("serving")
-
-    python = installation.ensure_environment(ENVIRONMENTS["serving"])
-    assert environment_python("serving") == python
-    assert not (directory / "half-written").exists()
-
-    (directory / "kept").touch()
-    installation.ensure_environment(ENVIRONMENTS["serving"])
-    assert (directory / "kept").exists()
+def test_an_environment_is_found_by_what_it_is_made_from(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "clone" / "locks" / "serving.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("one==1\n")
+    monkeypatch.setattr(environments, "REPOSITORY", tmp_path / "clone")
+    before = environment_digest("serving"), environments.environment_directory("serving")
+    assert before[1].is_relative_to(cache)
+    lock.write_text("one==2\n")
+    assert environment_digest("serving") != before[0]
+    assert environments.environment_directory("serving") != before[1]
+    lock.write_text("one==1\n")
+    assert (environment_digest("serving"), environments.environment_directory("serving")) == before
 
 
 def test_an_overriding_interpreter_is_known_by_what_is_installed_in_it(
