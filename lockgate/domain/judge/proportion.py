@@ -111,6 +111,14 @@ def log_e_above(
     return _log_e(*arrays, above=True)
 
 
+def log_e_below(
+    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
+) -> Array:
+    """Log e-value against "canary's share - baseline's share >= bound" (all vectorised)."""
+    arrays = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
+    return _log_e(*arrays, above=False)
+
+
 def _log_e(kb: Array, nb: Array, kc: Array, nc: Array, bound: Array, *, above: bool) -> Array:
     mixture = _log_alternative(*np.broadcast_arrays(kb, nb, kc, nc))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -134,17 +142,13 @@ def log_e_difference_above(counts: Counts, bound: ArrayLike) -> Array:
 
 def log_e_difference_below(counts: Counts, bound: ArrayLike) -> Array:
     """Log e-value against "canary's share - baseline's share >= bound"."""
-    b = np.asarray(bound, dtype=float)
-    kb_, nb_, kc_, nc_ = (
-        np.asarray(x, dtype=float)
-        for x in (
-            counts.baseline_events,
-            counts.baseline_trials,
-            counts.canary_events,
-            counts.canary_trials,
-        )
+    return log_e_below(
+        counts.baseline_events,
+        counts.baseline_trials,
+        counts.canary_events,
+        counts.canary_trials,
+        bound,
     )
-    return _log_e(kb_, nb_, kc_, nc_, b, above=False)
 
 
 _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])

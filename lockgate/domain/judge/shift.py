@@ -13,11 +13,14 @@ so three numbers a grid point hold all the evidence:
 
     log L(shift) = base + score * shift - info * shift^2 / 2.
 
-The e-process against the null "shift <= bound" is a mixture over larger shifts and all nuisances,
-divided by the best explanation that the null has (universal inference: Wasserman, Ramdas,
-Balakrishnan 2020). Against every single null it is at most a likelihood ratio with a fixed
-numerator, hence a test martingale; Ville's inequality makes it valid at every look. As data show
-that there is no drift, the null loses that excuse, and the test sharpens by itself.
+The e-process against the null "shift <= bound" is a Bayes factor over the nuisances, with the null
+at its best shift: a mixture over larger shifts and nuisances, divided by a mixture over nuisances
+at the shift within the null that explains the data best (universal inference in the shift:
+Wasserman, Ramdas, Balakrishnan 2020). It is at most a likelihood ratio with a fixed numerator, so
+averaged over the null's nuisances its chance of ever exceeding 1 / alpha is at most alpha (Ville),
+at every look; at a single nuisance at most alpha over that nuisance's weight. docs/calibration.md
+has what simulation says about the rest. As data show that there is no drift, the null loses that
+excuse, and the test sharpens by itself.
 
 Everything is vectorised over leading axes, so that the benchmark runs thousands of traces with the
 code that judges one.
@@ -42,6 +45,9 @@ _EFFECTS_WIDE: Array = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
 _DISPERSION_SURPRISE = 1.0
 """Nats that each doubling of the dispersion beyond the declared one costs the null."""
 
+_SPELLS = ((0.125, 1 / 3, 0.15), (1 / 3, 1 / 3, 0.25), (1.0, 1 / 3, 0.6))
+"""Correlation times as parts of the declared one; weights in the alternative and in the null."""
+
 _LARGEST_DRIFT = 3.0
 """Standard deviation of the log ratio up to which drift is thought of at all (20-fold)."""
 
@@ -56,49 +62,57 @@ _DISPERSIONS: Array = np.array([0.6, 1.0, 1.6, 2.5, 4.0, 6.5, 10.0, 16.0, 25.0])
 
 @dataclass(frozen=True)
 class NuisanceGrid:
-    """What the null may explain a difference with, and at what price.
+    """What a difference may be explained with.
 
     dispersion: factor on the independent-sampling variance; drift_var: stationary variance of the
     drift of the log ratio (both tracks' together); corr_s: its correlation time in seconds.
-    log_prior: log weights of the alternative's mixture (sum to one). log_discount (<= 0): what an
-    excuse outside the declared range costs the null; 0 inside, so that the guarantee is exact there.
+    log_alternative, log_null: log weights of the two mixtures (each sums to one). The null leans to
+    the largest drift that was declared, the excuse that matters; the alternative to little drift.
     """
 
     dispersion: Array
     drift_var: Array
     corr_s: Array
-    log_prior: Array
-    log_discount: Array
+    log_alternative: Array
+    log_null: Array
 
 
 def nuisance_grid(
     drift_sd: float, drift_s: float, surprise: float = 1.0, dispersion: float = 2.0
 ) -> NuisanceGrid:
-    """The grid for replicas whose own log latency wanders by ``drift_sd`` over ``drift_s`` seconds.
+    """The grid for replicas whose own log latency wanders by ``drift_sd`` over ``drift_s`` seconds,
+    and whose blocks vary ``dispersion`` times as much as independent samples would.
 
-    Drift up to the declared size is a free excuse for the null. Larger drift (a queue near
-    saturation) stays possible but has to be seen in the block-to-block variation.
+    Larger drift (a queue near saturation) is thought of too, less by ``surprise`` nats for each
+    doubling, and has to be seen in the block-to-block variation.
     """
-    rows: list[tuple[float, float, float, float, float]] = []
-    declared = np.sqrt(2.0) * drift_sd
-    drifts: list[tuple[float, float]] = [(0.0, 0.0)]
+    declared = math.sqrt(2.0) * drift_sd
+    # (standard deviation, weight in the alternative, weight in the null)
+    drifts: list[tuple[float, float, float]] = [(0.0, 0.5, 0.15)]
     if drift_sd > 0:
-        drifts += [(declared * f, 0.0) for f in (0.25, 0.5, 1.0)]
+        drifts += [
+            (declared * 0.25, 0.1, 0.1),
+            (declared * 0.5, 0.1, 0.2),
+            (declared, 0.1, 0.55),
+        ]
         doublings = math.ceil(math.log2(max(_LARGEST_DRIFT / declared, 1.0)))
-        drifts += [(declared * 2.0**i, -surprise * i) for i in range(1, doublings + 1)]
+        for i in range(1, doublings + 1):
+            rare = math.exp(-surprise * i)
+            drifts.append((declared * 2.0**i, 0.1 * rare, 0.55 * rare))
+    rows: list[tuple[float, float, float, float, float]] = []
     for phi in _DISPERSIONS:
-        phi_discount = -_DISPERSION_SURPRISE * max(math.log2(phi / dispersion), 0.0)
-        phi_weight = math.exp(phi_discount) / (1.0 + abs(math.log(phi / min(dispersion, 4.0))))
-        for d, discount in drifts:
+        far = math.exp(-_DISPERSION_SURPRISE * max(math.log2(phi / dispersion), 0.0))
+        near = far / (1.0 + abs(math.log(phi / min(dispersion, 4.0))))
+        for d, alternative, null in drifts:
             if d == 0:
-                rows.append((phi, 0.0, 1.0, 0.5 * phi_weight, phi_discount))
+                rows.append((phi, 0.0, 1.0, near * alternative, far * null))
                 continue
-            for corr in (drift_s / 8, drift_s / 3, drift_s):
-                weight = phi_weight * np.exp(discount) / (6.0 * (len(drifts) - 1))
-                rows.append((phi, d * d, corr, weight, discount + phi_discount))
+            for part, likely, feared in _SPELLS:
+                weights = near * alternative * likely, far * null * feared
+                rows.append((phi, d * d, drift_s * part, *weights))
     table = np.array(rows)
-    prior = table[:, 3] / table[:, 3].sum()
-    return NuisanceGrid(table[:, 0], table[:, 1], table[:, 2], np.log(prior), table[:, 4])
+    log_alternative, log_null = (np.log(w / w.sum()) for w in (table[:, 3], table[:, 4]))
+    return NuisanceGrid(table[:, 0], table[:, 1], table[:, 2], log_alternative, log_null)
 
 
 _PRIOR_SCATTER, _PRIOR_COUNT = 0.5, 8.0
@@ -165,64 +179,77 @@ class ShiftEvidence:
 
     def _log_mixture(self, shifts: Array, weights: Array) -> Array:
         per = (
-            (self.grid.log_prior + self.base)[..., None]
+            (self.grid.log_alternative + self.base)[..., None]
             + self.score[..., None] * shifts
             - 0.5 * self.info[..., None] * shifts**2
             + np.log(weights)
         )
         return _logsumexp(per, axis=(-2, -1))
 
-    def _best_null(self, low: float, high: float) -> Array:
-        """The largest log likelihood of any shift in [low, high], discounts included."""
+    def _log_null(self, low: float, high: float) -> Array:
+        """Log likelihood of the null: at each nuisance the best shift in [low, high]."""
         with np.errstate(invalid="ignore", divide="ignore"):
             peak = np.where(self.info > 0, self.score / self.info, 0.0)
         at = np.clip(peak, low, high)
-        value = self.base + self.score * at - 0.5 * self.info * at**2 + self.grid.log_discount
-        out: Array = np.max(value, axis=-1)
-        return out
+        value = self.base + self.score * at - 0.5 * self.info * at**2 + self.grid.log_null
+        return _logsumexp(value, axis=-1)
 
     def log_e_above(self, bound: float) -> Array:
         """Log e-value against "the shift is at most ``bound``"."""
-        return self._log_mixture(bound + _EFFECTS_WORSE, _FLAT) - self._best_null(-np.inf, bound)
+        return self._log_mixture(bound + _EFFECTS_WORSE, _FLAT) - self._log_null(-np.inf, bound)
 
     def log_e_below_wide(self, bound: float) -> Array:
         """Log e-value against "the shift is at least ``bound``", for changes of any size."""
-        return self._log_mixture(bound - _EFFECTS_WORSE, _FLAT) - self._best_null(bound, np.inf)
+        return self._log_mixture(bound - _EFFECTS_WORSE, _FLAT) - self._log_null(bound, np.inf)
 
     def log_e_below(self, bound: float) -> Array:
         """Log e-value against "the shift is at least ``bound``" (> 0), strongest for no shift."""
-        return self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._best_null(
+        return self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._log_null(
             bound, np.inf
         )
 
     def log_e_above_near(self, bound: float) -> Array:
         """Log e-value against "the shift is at most ``bound``" (< 0), strongest for no shift."""
-        return self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._best_null(
+        return self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._log_null(
             -np.inf, bound
         )
 
     def estimate(self) -> Array:
         """The most likely shift under the most likely nuisance (NaN before any block)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            peak = self.score / self.info
-            height = self.base + 0.5 * self.score * peak + self.grid.log_discount
+        peak, height = self._peaks()
         best = np.argmax(np.where(np.isfinite(height), height, -np.inf), axis=-1)
         out: Array = np.take_along_axis(peak, best[..., None], axis=-1)[..., 0]
         return out
 
+    def _peaks(self) -> tuple[Array, Array]:
+        """Each nuisance's best shift, and its log likelihood there, weighted."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            peak = self.score / self.info
+            return peak, self.base + 0.5 * self.score * peak + self.grid.log_null
+
     def interval(self, log_threshold: float) -> tuple[Array, Array]:
-        """Time-uniform confidence interval: all shifts whose log e-value is below the threshold."""
+        """Time-uniform confidence interval: the shifts whose log e-value is below the threshold
+        (found on a grid, outwards)."""
         shifts = np.concatenate([-_EFFECTS_WIDE[::-1], [0.0], _EFFECTS_WIDE])
         weights = np.full(shifts.size, 1.0 / shifts.size)
         floor = self._log_mixture(shifts, weights) - log_threshold
+        peak, height = self._peaks()
+        # outside of every nuisance's own range, with room for all of them adding up, nothing is in
         with np.errstate(invalid="ignore", divide="ignore"):
-            peak = self.score / self.info
-            height = self.base + 0.5 * self.score * peak + self.grid.log_discount
-            spare = 2.0 * (height - floor[..., None]) / self.info
-            half = np.sqrt(np.where(spare > 0, spare, np.nan))
-        low = np.where(np.isnan(half), np.inf, peak - half)
-        high = np.where(np.isnan(half), -np.inf, peak + half)
+            room = height - floor[..., None] + math.log(self.grid.dispersion.size)
+            half = np.sqrt(np.where(room > 0, 2.0 * room / self.info, np.nan))
         blank = ~(self.info > 0).any(axis=-1)
-        lo = np.where(blank, -np.inf, low.min(axis=-1))
-        hi = np.where(blank, np.inf, high.max(axis=-1))
-        return lo, hi
+        low = np.where(np.isnan(half), np.inf, peak - half).min(axis=-1)
+        high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
+        low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
+        at = low[..., None] + (high - low)[..., None] * np.linspace(0.0, 1.0, 81)
+        value = (self.base + self.grid.log_null)[..., None, :] + (
+            self.score[..., None, :] * at[..., None]
+            - 0.5 * self.info[..., None, :] * at[..., None] ** 2
+        )
+        inside = _logsumexp(value, axis=-1) > floor[..., None]
+        first = np.maximum(inside.argmax(axis=-1) - 1, 0)
+        last = np.minimum(81 - inside[..., ::-1].argmax(axis=-1), 80)
+        lo = np.take_along_axis(at, first[..., None], axis=-1)[..., 0]
+        hi = np.take_along_axis(at, last[..., None], axis=-1)[..., 0]
+        return np.where(blank, -np.inf, lo), np.where(blank, np.inf, hi)

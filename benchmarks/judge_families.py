@@ -1,0 +1,250 @@
+"""Simulated traffic for the calibration of the judge: what both tracks add in each block.
+
+Everything is vectorised over traces: arrays are (traces, blocks). A family says how requests depend
+on each other and how replicas wander; a `Change` says what is wrong with the canary. At no change
+both tracks are exchangeable: that is the null for which alpha is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+FAMILIES = ("iid", "ar1", "mmpp", "mgk", "batch")
+
+TTFT, TTFT_SIGMA = 0.15, 0.6
+ITL, ITL_SIGMA = 0.045, 0.25
+TOKENS, TOKENS_SIGMA = 30.0, 0.5
+LENGTH_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Change:
+    """The canary's difference. Factors on latencies, shares as they are."""
+
+    latency: float = 1.0
+    tail: float = 0.0
+    """Share of requests whose TTFT is ten times as long."""
+    errors: float = 0.01
+    tokens: float = 1.0
+    finish: float = LENGTH_SHARE
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Requests a second and track, seconds, seconds a block."""
+
+    rate: float = 2.0
+    seconds: float = 300.0
+    block: float = 5.0
+
+    @property
+    def blocks(self) -> int:
+        return round(self.seconds / self.block)
+
+
+@dataclass
+class Sums:
+    """Block sums of one histogram."""
+
+    count: Array
+    total: Array
+    square: Array
+
+    @staticmethod
+    def zeros(shape: tuple[int, int]) -> Sums:
+        return Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+
+    def add(self, block: NDArray[np.int64], values: Array, rows: NDArray[np.int64]) -> None:
+        """Add one value a row where its block is within the trace."""
+        ok = (block >= 0) & (block < self.count.shape[1])
+        at = (rows[ok], block[ok])
+        # each row occurs once: no need for np.add.at
+        self.count[at] += 1
+        self.total[at] += values[ok]
+        self.square[at] += values[ok] ** 2
+
+
+@dataclass
+class TrackBlocks:
+    """What one track added a block."""
+
+    ttft: Sums
+    itl: Sums
+    tokens: Sums
+    requests: Array
+    errors: Array
+    long: Array
+
+
+def _log_normal_sums(rng: np.random.Generator, n: Array, sigma: float, tail: float) -> Sums:
+    """Sums of n independent log-normal values of mean one each (a block and trace)."""
+    flat = n.astype(np.int64).ravel()
+    values = rng.lognormal(-(sigma**2) / 2, sigma, int(flat.sum()))
+    if tail:
+        values *= np.where(rng.random(values.size) < tail, 10.0, 1.0)
+    edges = np.concatenate([[0], np.cumsum(flat)])
+    run, run2 = (np.concatenate([[0.0], np.cumsum(v)]) for v in (values, values**2))
+    total, square = (np.diff(c[edges]).reshape(n.shape) for c in (run, run2))
+    return Sums(n.astype(float), total, square)
+
+
+def _drift(rng: np.random.Generator, shape: tuple[int, int], block: float) -> Array:
+    """AR(1) log factors of one track: sd 0.2, correlation time 30 to 60 s (drawn a trace)."""
+    time = rng.uniform(30.0, 60.0, shape[0])
+    keep = np.exp(-block / time)
+    out = np.empty(shape)
+    state = rng.normal(0.0, 0.2, shape[0])
+    for i in range(shape[1]):
+        state = state * keep + rng.normal(0.0, 0.2, shape[0]) * np.sqrt(1.0 - keep**2)
+        out[:, i] = state
+    return out
+
+
+def _modulation(rng: np.random.Generator, n: int, steps: int, dt: float) -> Array:
+    """Arrival-rate factors of a two-state MMPP (bursts of 10 s at 2.5 times, 25 s at 0.4)."""
+    high = rng.random(n) < 10 / 35
+    out = np.empty((n, steps))
+    for i in range(steps):
+        out[:, i] = np.where(high, 2.5, 0.4)
+        flip = rng.random(n) < np.where(high, dt / 10.0, dt / 25.0)
+        high = high ^ flip
+    return out
+
+
+def _answers(
+    rng: np.random.Generator, requests: Array, change: Change
+) -> tuple[Sums, Array, Array]:
+    errors = rng.binomial(requests.astype(np.int64), change.errors).astype(float)
+    good = requests - errors
+    sums = _log_normal_sums(rng, good, TOKENS_SIGMA, 0.0)
+    scale = TOKENS * change.tokens
+    tokens = Sums(good, sums.total * scale, sums.square * scale**2)
+    long = rng.binomial(good.astype(np.int64), change.finish).astype(float)
+    return tokens, errors, long
+
+
+def _scaled(sums: Sums, factor: Array | float) -> Sums:
+    return Sums(sums.count, sums.total * factor, sums.square * np.square(factor))
+
+
+def _token_latency(
+    rng: np.random.Generator, tokens: Array, factor: Array | float, batch: float
+) -> Sums:
+    """Inter-token latencies of a block; `batch` tokens share each step of the engine."""
+    count = np.maximum(np.round(tokens), 0.0)
+    steps = np.ceil(count / batch)
+    sums = _log_normal_sums(rng, steps, ITL_SIGMA, 0.0)
+    per = np.divide(count, steps, out=np.zeros_like(count), where=steps > 0)
+    return _scaled(Sums(count, sums.total * per, sums.square * per), ITL * np.asarray(factor))
+
+
+def _queue(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    setting: Setting,
+    rate: Array | None,
+    load: float,
+) -> tuple[Sums, Array]:
+    """TTFT of an M/G/8 queue (log-normal service): waiting time plus prefill. `rate`: factors of
+    the arrival rate a second of trace (bursts), or None."""
+    servers, warm = 8, 60.0
+    n = shape[0]
+    mean_service = load * servers / setting.rate
+    total = setting.seconds + warm
+    # arrivals by thinning a faster Poisson process
+    peak = 1.0 if rate is None else 2.5
+    arrivals = int(setting.rate * peak * total * 1.1 + 30)
+    time = np.zeros(n)
+    free = np.zeros((n, servers))
+    rows = np.arange(n)
+    sums, requests = Sums.zeros(shape), np.zeros(shape)
+    for _ in range(arrivals):
+        time = time + rng.exponential(1.0 / (setting.rate * peak), n)
+        real = np.ones(n, dtype=bool)
+        if rate is not None:
+            second = np.minimum(time, total - 1).astype(np.int64)
+            real = rng.random(n) < rate[rows, second] / peak
+        server = free.argmin(axis=1)
+        start = np.maximum(time, free[rows, server])
+        service = rng.lognormal(-0.32, 0.8, n) * mean_service
+        free[rows[real], server[real]] = (start + service)[real]
+        ttft = start - time + TTFT * rng.lognormal(-0.08, 0.4, n)
+        block = np.floor((time + ttft - warm) / setting.block).astype(np.int64)
+        block = np.where(real, block, -1)
+        sums.add(block, ttft, rows)
+        arrived = np.floor((time - warm) / setting.block).astype(np.int64)
+        ok = real & (arrived >= 0) & (arrived < shape[1])
+        requests[rows[ok], arrived[ok]] += 1
+    return sums, requests
+
+
+def _batch_server(
+    rng: np.random.Generator, shape: tuple[int, int], setting: Setting
+) -> tuple[Sums, Array, Sums, Array]:
+    """A server that slows down with the number of running requests (at most 16), in steps of
+    0.25 s. Returns TTFT sums, requests, ITL sums and tokens."""
+    dt, cap, warm = 0.25, 16, 60.0
+    n = shape[0]
+    running, waiting = np.zeros(n), np.zeros(n)
+    steps, per = round((setting.seconds + warm) / dt), round(setting.block / dt)
+    ttft, itl = Sums.zeros(shape), Sums.zeros(shape)
+    requests, tokens = np.zeros(shape), np.zeros(shape)
+    step_time = ITL * (1 + 0.08 * running)
+    for i in range(steps):
+        arrived = rng.poisson(setting.rate * dt, n)
+        leave = rng.binomial(running.astype(np.int64), 1 - np.exp(-dt / (step_time * 50.0)))
+        running = running - leave
+        entered = np.minimum(waiting + arrived, cap - running)
+        queue_wait = waiting * step_time * 50.0 / cap
+        waiting = waiting + arrived - entered
+        running = running + entered
+        step_time = ITL * (1 + 0.08 * running)
+        block = (i - round(warm / dt)) // per
+        if 0 <= block < shape[1]:
+            first = (queue_wait + 2 * step_time) * rng.lognormal(-0.045, 0.3, n)
+            made = running * dt / step_time
+            ttft.count[:, block] += arrived
+            ttft.total[:, block] += arrived * first
+            ttft.square[:, block] += arrived * first**2
+            noisy = step_time * rng.lognormal(-0.005, 0.1, n)
+            itl.count[:, block] += made
+            itl.total[:, block] += made * noisy
+            itl.square[:, block] += made * noisy**2
+            requests[:, block] += arrived
+            tokens[:, block] += made
+    return ttft, requests, itl, tokens
+
+
+def simulate(
+    family: str, setting: Setting, traces: int, change: Change, rng: np.random.Generator
+) -> tuple[TrackBlocks, TrackBlocks]:
+    """Baseline's and canary's blocks. In the queueing families the canary's TTFT distribution is
+    the baseline's, scaled: a slower engine there would change the load too, which is another
+    regression than the one named."""
+    shape = (traces, setting.blocks)
+    seconds = math.ceil(setting.seconds + 60)
+    bursts = _modulation(rng, traces, seconds, 1.0) if family == "mmpp" else None
+    out: list[TrackBlocks] = []
+    for change_here in (Change(), change):
+        factor, tail = change_here.latency, change_here.tail
+        if family == "batch":
+            ttft, requests, itl, _ = _batch_server(rng, shape, setting)
+            itl = _scaled(itl, factor)
+        elif family in ("mgk", "mmpp"):
+            ttft, requests = _queue(rng, shape, setting, bursts, 0.7 if family == "mgk" else 0.5)
+            itl = _token_latency(rng, ttft.count * TOKENS, factor, 8.0)
+        else:
+            requests = rng.poisson(setting.rate * setting.block, shape).astype(float)
+            wander = np.exp(_drift(rng, shape, setting.block)) if family == "ar1" else 1.0
+            ttft = _scaled(_log_normal_sums(rng, requests, TTFT_SIGMA, tail), TTFT * wander)
+            batch = 1.0 if family == "iid" else 4.0
+            itl = _token_latency(rng, requests * TOKENS, factor * wander, batch)
+        ttft = _scaled(ttft, factor)
+        tokens, errors, long = _answers(rng, requests, change_here)
+        out.append(TrackBlocks(ttft, itl, tokens, requests, errors, long))
+    return out[0], out[1]

@@ -1,0 +1,101 @@
+"""Decision rules of other canary controllers, re-implemented for comparison only.
+
+Kayenta (`MannWhitneyClassifier` with the mean-ratio effect size, growing window), Flagger (a count of
+failed checks that never decays) and Argo Rollouts (failures over a limit). They are fed what their
+users feed them: one number a block and track, the mean TTFT (or the error share) of the block.
+Each has a knob that sets its false-rollback rate; `tuned` picks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+Array = NDArray[np.float64]
+Rule = Callable[[Array, Array, float], NDArray[np.int64]]
+"""(baseline, canary, knob) -> index of the first failing block of each trace, -1 if none."""
+
+
+def _first(hit: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
+
+
+def kayenta(baseline: Array, canary: Array, knob: float) -> NDArray[np.int64]:
+    """High iff the rank-sum interval at 0.98 of the shift lies above 0.25 |estimate| and the mean
+    ratio is at least `knob` (`allowedIncrease`; 1.0 by default). Judged on the growing window at
+    every tenth of the trace's blocks, from the 5th block on, no correction for the looks.
+
+    The interval is the normal approximation of Hodges and Lehmann's, from the order statistics of
+    all pairwise differences.
+    """
+    traces, blocks = baseline.shape
+    hit = np.zeros((traces, blocks), dtype=bool)
+    z = norm.ppf(0.99)
+    for n in range(5, blocks + 1, max(1, blocks // 10)):
+        b, c = baseline[:, :n], canary[:, :n]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.nanmean(c, axis=1) / np.nanmean(b, axis=1)
+        rows = np.flatnonzero(ratio >= knob)
+        if not rows.size:
+            continue
+        pairs = np.sort((c[rows, :, None] - b[rows, None, :]).reshape(rows.size, -1), axis=1)
+        estimate = np.median(pairs, axis=1)
+        rank = int(np.floor(n * n / 2 - 0.5 - z * np.sqrt(n * n * (2 * n + 1) / 12)))
+        low = pairs[:, max(rank, 0)]
+        hit[rows, n - 1] = low > 0.25 * np.abs(estimate)
+    return _first(hit)
+
+
+def _counting(threshold: int) -> Rule:
+    """Fails at the `threshold`-th block whose canary value is above `knob` times the baseline's
+    long-run mean (what an operator would have written down as the limit)."""
+
+    def rule(baseline: Array, canary: Array, knob: float) -> NDArray[np.int64]:
+        limit = knob * np.nanmean(baseline)
+        bad = np.nan_to_num(canary, nan=np.inf if threshold == 1 else 0.0) > limit
+        return _first(np.cumsum(bad, axis=1) >= threshold)
+
+    return rule
+
+
+flagger_1, flagger_5, flagger_10 = _counting(1), _counting(5), _counting(10)
+"""Flagger with `threshold` 1 (its default), 5 and 10."""
+
+argo_3 = _counting(4)
+"""Argo Rollouts with `failureLimit` 3: fails when failures exceed the limit. (With its default of 0
+it is Flagger's threshold 1.)"""
+
+PEERS: dict[str, Rule] = {
+    "Kayenta": kayenta,
+    "Flagger, threshold 1 / Argo Rollouts, failureLimit 0": flagger_1,
+    "Flagger, threshold 5": flagger_5,
+    "Flagger, threshold 10": flagger_10,
+    "Argo Rollouts, failureLimit 3": argo_3,
+}
+
+KNOBS: Array = np.concatenate([np.arange(1.0, 2.0, 0.04), np.geomspace(2.0, 400.0, 40)])
+
+
+def tuned(rule: Rule, nulls: list[tuple[Array, ...]], rate: float) -> float:
+    """The least knob whose false-rollback rate is at most `rate` on every one of the nulls; inf
+    where there is none."""
+    low, high = 0, KNOBS.size
+    while low < high:  # the rate falls with the knob
+        middle = (low + high) // 2
+        knob = float(KNOBS[middle])
+        if all((rule(*pair, knob) >= 0).mean() <= rate for pair in nulls):
+            high = middle
+        else:
+            low = middle + 1
+    return float(KNOBS[low]) if low < KNOBS.size else float("inf")
+
+
+def delays(rule: Rule, knob: float, baseline: Array, canary: Array, block: float) -> Array:
+    """Seconds until each trace is failed; inf if never."""
+    if not np.isfinite(knob):
+        return np.full(baseline.shape[0], np.inf)
+    at = rule(baseline, canary, knob)
+    return np.where(at >= 0, (at + 1) * block, np.inf)
