@@ -53,6 +53,13 @@ class _Progress:
 def _models(progress: _Progress) -> dict[str, type]:
     """The harness's two API models, made strict: a broken-off or cut answer is an error, not a wrong answer."""
     from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+    from lm_eval.utils import RemoteTokenizer
+
+    class Tokenizer(RemoteTokenizer):
+        """Needs only `/tokenize`, which every vLLM server has, not `/tokenizer_info`, which is there on demand."""
+
+        def _validate_server(self) -> None:
+            self.encode("ready")
 
     def checked(outputs: dict[str, Any] | list[dict[str, Any]]) -> None:
         for output in outputs if isinstance(outputs, list) else [outputs]:
@@ -64,10 +71,30 @@ def _models(progress: _Progress) -> dict[str, type]:
                     )
 
     class Completions(LocalCompletionsAPI):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(tokenizer_backend=None, **arguments)
+            self.tokenizer_backend = "remote"
+            self.tokenizer = Tokenizer(self.base_url, self.timeout)
+            self.tokenized_requests = True
+            self.longest_answer = 0
+
         async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
             answers = await super().amodel_call(*args, **kwargs)
             progress.answered()
             return answers
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            limits = [r.args[1].get("max_gen_toks", self._max_gen_toks) for r in requests]
+            self.longest_answer = max(limits, default=0)
+            return list(super().generate_until(requests, disable_tqdm))
+
+        def tok_encode(self, string: Any, *args: Any, **kwargs: Any) -> Any:
+            encoded = super().tok_encode(string, *args, **kwargs)
+            if not isinstance(string, str):
+                for tokens in encoded:
+                    if len(tokens) + self.longest_answer > self.max_length:
+                        raise WorkerError(Exit.BAD_ANSWER, _too_long(self.max_length))
+            return encoded
 
         def batch_loglikelihood_requests(self, chunks: Iterable[Any]) -> Any:
             chunks = [list(chunk) for chunk in chunks]
@@ -170,7 +197,6 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         model = models[endpoint](
             model=request["model"],
             base_url=request["url"] + path,
-            tokenizer_backend="remote" if endpoint == COMPLETIONS else None,
             # One at a time would go by another road of the harness, without a time limit.
             num_concurrent=max(2, request["concurrency"]),
             max_retries=2,
