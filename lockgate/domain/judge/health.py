@@ -44,6 +44,7 @@ class HealthWatch:
     config: JudgeConfig
     incidents: list[Incident] = field(default_factory=list)
     last_usable: dict[Track, float] = field(default_factory=dict)
+    _engine_seconds: dict[Track, float] = field(default_factory=dict)
     _lives: dict[tuple[Track, str], _Life] = field(default_factory=dict)
 
     def notice(self, scrape: Scrape, increments: Increments) -> None:
@@ -59,6 +60,10 @@ class HealthWatch:
             for part in (scrape.counters, scrape.histograms)
             for name in part
         )
+        if life.engine and life.last_up is not None and life.down_since is None:
+            served = min(scrape.time - life.last_up, self.config.outage_after_s)
+            before = self._engine_seconds.get(scrape.track, 0.0)
+            self._engine_seconds[scrape.track] = before + served
         life.last_up = scrape.time
         if life.down_since is not None and not life.counted_down:
             life.down_since = None
@@ -105,20 +110,17 @@ class HealthWatch:
         """Incidents of a track from a time on."""
         return [i for i in self.incidents if i.track == track and i.time >= since]
 
-    def engines_up(self, track: Track) -> int:
-        """Engine instances of a track that were up when last scraped (at least 1)."""
-        return max(
-            1,
-            sum(
-                1
-                for life in self._lives.values()
-                if life.track == track and life.engine and life.down_since is None
-            ),
-        )
+    def engine_seconds(self, track: Track) -> float:
+        """Seconds that engine instances of a track were up, summed over instances."""
+        return self._engine_seconds.get(track, 0.0)
 
     def all_down(self, track: Track) -> bool:
-        """Whether instances of the track are known, and every one of them was last seen down."""
-        lives = [x for x in self._lives.values() if x.track == track]
+        """Whether engines of the track are known, and every one of them was last seen down."""
+        lives = [
+            life
+            for life in self._lives.values()
+            if life.track == track and (life.engine or life.down_since is not None)
+        ]
         return bool(lives) and all(life.counted_down for life in lives)
 
     def silent(self, now: float, start: float) -> list[tuple[Track, float]]:

@@ -203,9 +203,9 @@ class Judge:
             return JudgeReport(
                 verdict=Verdict.METRICS_OUTAGE, reasons=("the trace holds no scrape at all",)
             )
-        standing = self._standing(max(moment, self._now if self._now is not None else moment))
-        self._decision = decide(standing, self._decision)
-        return self._decision.report(standing)
+        # decisions fall at the ends of blocks and at incidents only, whoever looks and when
+        latest = moment if self._now is None else max(moment, self._now)
+        return self._decision.report(self._standing(latest))
 
 
 def _evaluator(name: str, metric: MetricConfig, config: JudgeConfig) -> Evaluator | None:

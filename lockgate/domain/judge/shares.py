@@ -23,9 +23,9 @@ class _ShareHistory:
     trials: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
 
     def add(self, track: Track, events: float, trials: float) -> None:
-        # an event may be scraped a moment before its trial
-        self.events[track].append(min(events, trials))
-        self.trials[track].append(trials)
+        # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
+        self.events[track].append(events)
+        self.trials[track].append(max(trials, events))
 
     def counts(self) -> proportion.Counts:
         return proportion.Counts(
@@ -69,13 +69,12 @@ class ShareDifference(Evaluator):
         block[1] += select_counters(self.metric.trials[self._source], increments.counters)
 
     def close(self, end: float) -> None:
-        if all(trials <= 0 for _, trials in self._open.values()):
+        if all(max(block) <= 0 for block in self._open.values()):
             return
         for track in TRACKS:
             events, trials = self._open[track]
             self._history.add(track, events, trials)
-            # events ahead of their trials wait for them
-            self._open[track] = [max(events - trials, 0.0), 0.0]
+            self._open[track] = [0.0, 0.0]
         self._blocks += 1
         counts = self._history.counts()
         self.evidence.n_baseline, self.evidence.n_canary = (

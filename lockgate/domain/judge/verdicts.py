@@ -65,7 +65,10 @@ class Standing:
         counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
         if min(counts.values()) <= 0:
             return Load(1.0, False, False)
-        rate = {t: counts[t] / self.health.engines_up(t) for t in TRACKS}
+        served = {t: self.health.engine_seconds(t) for t in TRACKS}
+        if min(served.values()) <= 0:
+            return Load(1.0, False, False)
+        rate = {t: counts[t] / served[t] for t in TRACKS}
         ratio = rate["canary"] / rate["baseline"]
         noise = 2.0 * math.sqrt(sum(1.0 / counts[t] for t in TRACKS))
         limit = math.log(self.config.max_load_ratio)
@@ -98,27 +101,16 @@ class Decision:
 
 def decide(standing: Standing, before: Decision) -> Decision:
     """The decision after this moment. Pure; called at every block and at every incident."""
-    after = before
-    if after.fail_at is not None:
-        return after
+    if before.fail_at is not None:
+        return before
     found = metric_verdicts(standing, display=False)
-    if after.fail_at is None:
-        failed = [m for m in found if _fails_whole(standing, m)]
-        if failed:
-            after = replace(
-                after,
-                fail_at=standing.now,
-                fail_reasons=tuple(f"{m.name}: {m.reason}" for m in failed),
-            )
+    failed = tuple(f"{m.name}: {m.reason}" for m in found if _fails_whole(standing, m))
+    if failed:
+        return replace(before, fail_at=standing.now, fail_reasons=failed)
     in_budget = standing.elapsed <= standing.config.time_budget_s + standing.config.block_s
-    if (
-        after.fail_at is None
-        and after.pass_at is None
-        and in_budget
-        and not obstacles(standing, found)
-    ):
-        after = replace(after, pass_at=standing.now)
-    return after
+    if before.pass_at is None and in_budget and not obstacles(standing, found):
+        return replace(before, pass_at=standing.now)
+    return before
 
 
 def _fails_whole(standing: Standing, metric: MetricVerdict) -> bool:

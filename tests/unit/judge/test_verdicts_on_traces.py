@@ -246,3 +246,42 @@ def test_configuration_is_strict_and_partial_metrics_keep_their_other_defaults()
     for bad in ({"alhpa": 0.1}, {"alpha": 0}, {"metrics": {"ttft": {"margn": 0.6}}}):
         with pytest.raises(ValidationError):
             JudgeConfig.model_validate(bad)
+
+
+def test_errors_that_never_reached_an_upstream_count_although_envoy_counts_no_request() -> None:
+    def unreachable(row: dict[str, Any]) -> dict[str, Any]:
+        if row["instance"] == "gateway" and row["track"] == "canary" and row["time"] > 0:
+            failed = 'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}'
+            counters = {"envoy_cluster_upstream_rq_total": 0.0, failed: 2 * row["time"]}
+            return {**row, "counters": counters}
+        return row
+
+    lines = trace(Server(rate=2.0), Server(rate=0.0), 40, 1, edit=unreachable)
+    report = judge_lines(lines, config(canary_weight=None))
+    assert metric(report, "gateway_errors").verdict is Verdict.FAIL
+
+
+def test_request_rows_alone_show_slow_first_bytes_and_errors() -> None:
+    lines = []
+    for i in range(240):
+        for track, ttfb in (("baseline", 0.2), ("canary", 6.0)):
+            request = {"status": 200, "ttfb": ttfb * (1 + i % 5 / 10), "duration": ttfb + 1}
+            row = {"time": i / 4, "track": track, "instance": track, "request": request}
+            lines.append(json.dumps(row))
+            if i % 4 == 0:
+                alive = {"time": i / 4, "track": track, "instance": track, "up": True}
+                lines.append(json.dumps({**alive, "gauges": {"vllm:num_requests_running": 1}}))
+    report = judge_lines(lines, config())
+    assert metric(report, "ttft").verdict is Verdict.FAIL
+    assert metric(report, "gateway_errors").n_canary > 20
+
+
+def test_pods_that_come_and_go_are_no_crash_and_keep_their_counts() -> None:
+    def replaced(row: dict[str, Any]) -> dict[str, Any]:
+        if row["instance"] == "baseline-0" and row["time"] > 30:
+            return {**row, "instance": "baseline-1"}
+        return row
+
+    report = judge_lines(trace(Server(), Server(), 100, 2, edit=replaced), config())
+    assert report.verdict is Verdict.PASS
+    assert metric(report, "crashes").verdict is Verdict.PASS
