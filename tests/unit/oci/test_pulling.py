@@ -78,14 +78,21 @@ def test_a_directory_that_was_fetched_in_another_way_is_taken_if_it_is_the_same(
     assert pull_model(store, ref, model[0]) == model[1]
 
 
+def flip_one_bit(body: bytes) -> bytes:
+    return body[:3000] + bytes([body[3000] ^ 1]) + body[3001:]
+
+
+@pytest.mark.parametrize("tamper", [flip_one_bit, lambda body: body + bytes(4 * 1024 * 1024)])
 def test_a_tampered_layer_is_refused_and_nothing_is_left(
-    store: LayoutStore, repository: str, model: Model, tmp_path: Path
+    store: LayoutStore,
+    repository: str,
+    model: Model,
+    tmp_path: Path,
+    tamper: Callable[[bytes], bytes],
 ) -> None:
     ref = push_model(store, repository, *model, labels={})
     blob = store.blob_path(read_image_manifest(store, ref).layers[2].digest)
-    body = bytearray(blob.read_bytes())
-    body[3000] ^= 1
-    blob.write_bytes(body)
+    blob.write_bytes(tamper(blob.read_bytes()))
     with pytest.raises(IntegrityError):
         pull_model(store, ref, tmp_path / "target")
     assert not (tmp_path / "target").exists()

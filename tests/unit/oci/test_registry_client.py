@@ -69,6 +69,22 @@ def test_a_token_is_asked_for_with_the_users_name_and_sent_to_the_registry_only(
     assert [r.url.host for r in registry.requests].count("auth.example") == 1
 
 
+def test_an_upload_to_the_registrys_object_storage_carries_no_credentials() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "storage.example":
+            assert "Authorization" not in request.headers
+            return httpx.Response(201 if request.method == "PUT" else 202)
+        if "Authorization" not in request.headers:
+            return httpx.Response(401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        if request.method == "HEAD":
+            return httpx.Response(404)
+        return httpx.Response(202, headers={"Location": "https://storage.example/upload"})
+
+    registry = Registry(handler, Credentials("ada", "secret"))
+    assert registry.store.put_blob(REPOSITORY, DIGEST, [BODY], len(BODY)) == DIGEST
+    assert registry.requests[-1].url.host == "storage.example"
+
+
 def test_credentials_are_not_sent_without_encryption_because_a_registry_says_so() -> None:
     registry = Registry(
         lambda _: httpx.Response(401, headers=challenge("http://auth.example/token")),
