@@ -7,6 +7,7 @@ caller was killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -154,8 +155,7 @@ def _text(output: bytes | str | None) -> str:
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End whatever is left of the command's process group."""
     if process.poll() is None:
-        try:
+        # It may end between the two calls.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # It ended between the two calls.
         process.wait()

@@ -93,6 +93,11 @@ class GitOpsRepository:
         with self._checkout.locked():
             return self._repaired(lambda: self._read_state(self._head(), model, environment))
 
+    def state_at(self, commit: str, model: str, environment: str) -> ReleaseState:
+        """The state that a commit of the history holds."""
+        with self._checkout.locked():
+            return self._read_state(commit, model, environment)
+
     def states(self) -> tuple[ReleaseState, ...]:
         """Every model's state in every environment, as of the last sync or commit, in order of path."""
 

@@ -1,0 +1,461 @@
+"""What follows from what is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockgate.domain.release_state import Outcome, Phase, Slot
+from lockgate.domain.rollout import (
+    AbortRequested,
+    DenialLifted,
+    HoldLifted,
+    HoldRequested,
+    Rejection,
+    SmokeResult,
+    Transition,
+    TransitionKind,
+    Verification,
+    Wait,
+    advance,
+    start,
+)
+from lockgate.errors import Refused
+from tests.unit.rollout.world import (
+    SPEC,
+    SPEC_WITH_APPROVAL,
+    Rollout,
+    approval,
+    candidate,
+    fit,
+    in_bake,
+    in_canary,
+    look,
+    occupant,
+    serving_one,
+    verdict,
+)
+
+
+def kinds(rollout: Rollout) -> list[TransitionKind]:
+    return [t.kind for t in rollout.transitions]
+
+
+def test_a_first_release_takes_all_traffic_once_it_is_ready_verified_and_answers() -> None:
+    rollout = Rollout()
+    rollout.start("new")
+    assert rollout.state.weights() == {Slot.A: 0}
+    for lacking in ("a", "smoke", "verification"):
+        assert isinstance(rollout.sees(**{lacking: None}), Wait)
+    rollout.sees()
+    assert (rollout.state.phase, rollout.state.weights()) == (Phase.STABLE, {Slot.A: 100})
+    assert rollout.state.last is not None
+    assert rollout.state.last.outcome is Outcome.PROMOTED
+
+
+def test_a_good_candidate_climbs_the_steps_bakes_and_leaves_one_version() -> None:
+    rollout = in_canary()
+    weights = [rollout.state.weights()]
+    for _ in range(2):
+        rollout.after(60).hears("pass")
+        weights.append(rollout.state.weights())
+    assert weights == [{Slot.A: 95, Slot.B: 5}, {Slot.A: 50, Slot.B: 50}, {Slot.B: 100, Slot.A: 0}]
+    assert rollout.state.phase is Phase.BAKING
+    assert rollout.state.stable is Slot.B
+    assert isinstance(rollout.after(299).sees(), Wait)
+    rollout.after(1).sees()
+    assert (rollout.state.phase, rollout.state.a, rollout.state.weights()) == (
+        Phase.STABLE,
+        None,
+        {Slot.B: 100},
+    )
+    assert [v.verdict for v in rollout.state.verdicts] == ["pass", "pass"]
+
+
+def test_a_pass_is_not_taken_before_the_steps_minimum_time() -> None:
+    rollout = in_canary()
+    early = rollout.after(29).hears("pass")
+    assert isinstance(early, Wait)
+    assert early.until is not None
+    assert rollout.state.step == 0
+    rollout.after(1).hears("pass")
+    assert rollout.state.step == 1
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"verification": None},
+        {"fallback_verification": None},
+        {"fallback_verification": Verification(candidate=candidate("new").digest, ok=True)},
+        {"verification": Verification(candidate=candidate("old").digest, ok=True)},
+        {"a": fit(occupant("old"), sized=False)},
+        {"a": fit(occupant("new"))},
+        {"b": fit(occupant("new"), ready=False)},
+        {"b": fit(occupant("old"))},
+        {"a": None},
+        {"b": None},
+    ],
+)
+def test_no_raise_before_what_a_rollback_would_need_is_proved(lacking: dict[str, object]) -> None:
+    rollout = in_canary()
+    answer = rollout.after(60).sees(verdict=verdict("pass", rollout.now), **lacking)
+    assert isinstance(answer, Wait)
+    assert answer.page is not None
+    assert rollout.state.weight == 5
+
+
+def test_a_fail_sends_all_traffic_back_denies_the_candidate_and_empties_its_slot_later() -> None:
+    rollout = in_canary(steps_passed=1)
+    answer = rollout.after(5).hears("fail")
+    assert isinstance(answer, Transition)
+    assert answer.kind is TransitionKind.ROLLBACK
+    assert answer.trailers["Verdict"].startswith("fail sha256:")
+    state = rollout.state
+    assert state.phase is Phase.DRAINING
+    assert state.weights() == {Slot.A: 100, Slot.B: 0}
+    assert state.b is not None
+    assert state.is_denied(candidate("new").digest)
+    # The gateway is seen at weight 0: the last streams get their 45 s.
+    assert isinstance(rollout.after(44).sees(), Wait)
+    rollout.after(1).sees()
+    assert (rollout.state.phase, rollout.state.b) == (Phase.STABLE, None)
+
+
+def test_a_slot_is_emptied_late_where_the_gateway_cannot_be_seen() -> None:
+    rollout = in_canary()
+    rollout.hears("fail")
+    assert isinstance(rollout.after(179).sees(live_generation=None), Wait)
+    assert isinstance(rollout.sees(live_generation=rollout.state.began - 1), Wait)
+    rollout.after(1).sees(live_generation=None)
+    assert rollout.state.b is None
+
+
+def test_a_rolled_back_candidate_is_never_released_again_until_a_named_person_lifts_it() -> None:
+    rollout = in_canary()
+    rollout.hears("fail")
+    rollout.after(60).sees()
+    again = occupant("new").model_copy(update={"release": "r-again"})
+    with pytest.raises(Refused, match="denylisted"):
+        start(rollout.state, again, SPEC, rollout.now)
+    pardon = DenialLifted(candidate=candidate("new").digest, by="mara", reason="bad host")
+    answer = rollout.observes(pardon)
+    assert isinstance(answer, Transition)
+    assert answer.trailers["Requested-by"] == "mara"
+    assert isinstance(start(rollout.state, again, SPEC, rollout.now), Transition)
+    assert isinstance(rollout.observes(pardon), Wait)
+
+
+def test_another_candidate_of_the_same_weights_is_not_denied_with_it() -> None:
+    rollout = in_canary()
+    rollout.hears("fail")
+    rollout.after(60).sees()
+    other = candidate("new")
+    other = other.model_copy(
+        update={"serving": other.serving.model_copy(update={"max_num_seqs": 8})}
+    )
+    who = occupant("new").model_copy(update={"candidate": other, "release": "r-fixed"})
+    assert isinstance(start(rollout.state, who, SPEC, rollout.now), Transition)
+
+
+def test_traffic_never_moves_onto_a_dead_stable_slot() -> None:
+    rollout = in_canary(steps_passed=1)
+    dead = fit(occupant("old"), ready=False, sized=False, unready_seconds=3)
+    answer = rollout.sees(verdict=verdict("fail", rollout.now), a=dead)
+    assert isinstance(answer, Transition)
+    assert answer.kind is TransitionKind.HOLD
+    assert answer.page is not None
+    assert rollout.state.weight == 50
+    again = rollout.after(10).sees(verdict=verdict("fail", rollout.now), a=dead)
+    assert isinstance(again, Wait)
+    assert again.page is not None
+    # It comes back: the rollback that was wanted happens.
+    rollout.after(10).hears("fail")
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.DRAINING, 0)
+    assert kinds(rollout)[-2:] == [TransitionKind.HOLD, TransitionKind.ROLLBACK]
+
+
+def test_a_rollback_onto_a_slot_that_cannot_be_seen_waits_at_most_the_outage_budget() -> None:
+    rollout = in_canary()
+    waiting = rollout.sees(verdict=verdict("fail", rollout.now), a=None, blind_seconds=10)
+    assert isinstance(waiting, Wait)
+    assert waiting.page is not None
+    rollout.after(111).sees(verdict=verdict("fail", rollout.now), a=None, blind_seconds=121)
+    assert rollout.state.phase is Phase.DRAINING
+
+
+def test_a_metrics_outage_holds_the_weight_and_past_its_budget_blames_nobody() -> None:
+    rollout = in_canary()
+    for blind in (10, 60, 120):
+        outage = verdict("metrics_outage", rollout.now)
+        assert isinstance(rollout.sees(verdict=outage, blind_seconds=blind), Wait)
+    assert rollout.state.weight == 5
+    rollout.sees(verdict=verdict("metrics_outage", rollout.now), blind_seconds=121)
+    assert rollout.state.phase is Phase.DRAINING
+    assert rollout.state.denylist == ()
+    assert rollout.state.last is not None
+    assert rollout.state.last.outcome is Outcome.ABORTED
+
+
+def test_a_driver_that_comes_back_after_the_budget_finds_a_pass_too_old_to_raise_on() -> None:
+    rollout = in_canary()
+    rollout.after(600).sees(verdict=verdict("pass", rollout.now), blind_seconds=600)
+    assert rollout.state.phase is Phase.DRAINING
+
+
+def test_a_long_outage_without_weight_ends_nothing() -> None:
+    rollout = serving_one()
+    rollout.start("new")
+    rollout.after(600).sees(blind_seconds=600)
+    assert rollout.state.phase is Phase.CANARY
+
+
+@pytest.mark.parametrize(("choice", "phase"), [("hold", Phase.HELD), ("rollback", Phase.DRAINING)])
+def test_without_a_verdict_in_the_time_budget_the_spec_decides_and_nobody_is_blamed(
+    choice: str, phase: Phase
+) -> None:
+    rollout = in_canary(SPEC.model_copy(update={"on_insufficient_data": choice}))
+    assert isinstance(rollout.after(299).hears("insufficient_data"), Wait)
+    rollout.after(1).hears("insufficient_data")
+    assert rollout.state.phase is phase
+    assert rollout.state.denylist == ()
+
+
+def test_a_lifted_hold_gives_the_time_budget_anew_but_not_the_trace() -> None:
+    rollout = in_canary()
+    since, began = rollout.state.since, rollout.state.began
+    rollout.after(300).hears("insufficient_data")
+    rollout.after(1000).observes(HoldLifted(release="r-new", by="mara"))
+    assert rollout.state.phase is Phase.CANARY
+    assert (rollout.state.since, rollout.state.began, rollout.state.step) == (since, began, 0)
+    assert isinstance(rollout.after(299).hears("insufficient_data"), Wait)
+    rollout.after(1).hears("insufficient_data")
+    assert rollout.state.phase is Phase.HELD
+
+
+def test_a_candidate_that_is_never_ready_leaves_in_one_commit_unblamed() -> None:
+    rollout = serving_one()
+    rollout.start("new")
+    assert isinstance(rollout.after(900).sees(b=None), Wait)
+    answer = rollout.after(1).sees(b=None)
+    assert isinstance(answer, Transition)
+    assert "not ready within 900 s" in answer.subject
+    assert (rollout.state.phase, rollout.state.b) == (Phase.STABLE, None)
+    assert rollout.state.denylist == ()
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "denied"),
+    [
+        ({"b": fit(occupant("new"), ready=False, restarts=3)}, "crash loop", True),
+        ({"b": fit(occupant("new"), ready=False, refusal="signature")}, "refuses", False),
+        (
+            {"smoke": SmokeResult(candidate=candidate("new").digest, ok=False, detail="!!!!")},
+            "smoke generation: !!!!",
+            True,
+        ),
+        (
+            {
+                "verification": Verification(
+                    candidate=candidate("new").digest, ok=False, failures=("no provenance",)
+                )
+            },
+            "verification: no provenance",
+            False,
+        ),
+    ],
+)
+@pytest.mark.parametrize("phase", [Phase.DEPLOYING, Phase.CANARY, Phase.HELD])
+def test_what_the_cluster_or_the_verification_refuses_ends_the_release_by_name(
+    phase: Phase, seen: dict[str, object], reason: str, denied: bool
+) -> None:
+    rollout = serving_one()
+    rollout.start("new")
+    if phase is not Phase.DEPLOYING:
+        rollout.sees()
+    if phase is Phase.HELD:
+        rollout.observes(HoldRequested(release="r-new", by="mara", reason="lunch"))
+    assert rollout.state.phase is phase
+    rollout.sees(**seen)
+    assert rollout.state.weight == 0
+    assert rollout.state.last is not None
+    assert reason in rollout.state.last.reason
+    assert (rollout.state.is_denied(candidate("new").digest) is not None) is denied
+
+
+def test_a_step_with_approval_waits_for_one_of_that_step_and_candidate_that_has_not_expired() -> (
+    None
+):
+    rollout = in_canary(SPEC_WITH_APPROVAL)
+    rollout.after(60).hears("pass")
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.AWAITING_APPROVAL, 5)
+    good = approval(rollout.state, 1)
+    for wrong in (
+        good.model_copy(update={"step": 0}),
+        good.model_copy(update={"candidate": candidate("old").digest}),
+        good.model_copy(update={"release": "r-other"}),
+        good.model_copy(update={"expires": "2026-11-23T12:02:00Z"}),
+    ):
+        assert isinstance(rollout.sees(decision=wrong), Wait)
+    answer = rollout.after(3600).sees(decision=good)
+    assert isinstance(answer, Transition)
+    assert answer.trailers["Approved-by"] == "mara@example.com"
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.CANARY, 50)
+
+
+def test_a_later_fail_overrides_an_approval() -> None:
+    rollout = in_canary(SPEC_WITH_APPROVAL)
+    rollout.after(60).hears("pass")
+    rollout.sees(decision=approval(rollout.state, 1), verdict=verdict("fail", rollout.now))
+    assert rollout.state.phase is Phase.DRAINING
+
+
+def test_a_rejection_ends_the_release_without_denying_the_candidate() -> None:
+    rollout = in_canary(SPEC_WITH_APPROVAL)
+    rollout.after(60).hears("pass")
+    no = Rejection(
+        release="r-new", candidate=candidate("new").digest, by="mara", reason="not on Friday"
+    )
+    answer = rollout.sees(decision=no)
+    assert isinstance(answer, Transition)
+    assert "not on Friday" in answer.reason
+    assert rollout.state.weight == 0
+    assert rollout.state.denylist == ()
+
+
+def test_a_fail_during_the_bake_returns_to_the_old_version_that_is_still_warm() -> None:
+    rollout = in_bake()
+    rollout.after(60).hears("fail")
+    assert rollout.state.stable is Slot.A
+    assert rollout.state.weights() == {Slot.A: 100, Slot.B: 0}
+    assert rollout.state.is_denied(candidate("new").digest)
+    assert rollout.state.last is not None
+    assert rollout.state.last.outcome is Outcome.ROLLED_BACK
+    rollout.after(60).sees()
+    assert rollout.state.b is None
+
+
+def test_a_new_version_that_dies_during_the_bake_makes_room_for_the_old_one() -> None:
+    rollout = in_bake()
+    rollout.after(200).sees(
+        b=fit(occupant("new"), ready=False, sized=False, unready_seconds=121, restarts=1)
+    )
+    assert rollout.state.stable is Slot.A
+    assert rollout.state.denylist == ()
+
+
+def test_an_old_fail_of_the_bake_is_for_a_person_to_decide() -> None:
+    rollout = in_bake()
+    old = verdict("fail", rollout.now)
+    rollout.after(21 * 60).sees(verdict=old)
+    assert rollout.state.phase is Phase.HELD
+    assert rollout.state.stable is Slot.B
+    rollout.observes(HoldLifted(release="r-new", by="mara"))
+    rollout.after(300).sees(verdict=old)
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_the_warm_version_stays_while_the_new_one_is_not_ready_at_the_end_of_the_bake() -> None:
+    rollout = in_bake()
+    answer = rollout.after(400).sees(
+        b=fit(occupant("new"), ready=False, sized=False, unready_seconds=5)
+    )
+    assert isinstance(answer, Wait)
+    assert answer.page is not None
+    assert rollout.state.a is not None
+
+
+def test_a_rollback_is_not_rolled_back() -> None:
+    rollout = in_canary()
+    rollout.hears("fail")
+    after_rollback = rollout.state
+    rollout.hears("fail")
+    rollout.observes(AbortRequested(release="r-new", by="mara", reason="again"))
+    assert rollout.state == after_rollback
+
+
+def test_a_person_aborts_a_canary_and_a_bake_but_not_what_is_over() -> None:
+    for rollout in (in_canary(), in_bake()):
+        answer = rollout.observes(AbortRequested(release="r-new", by="mara", reason="smells"))
+        assert isinstance(answer, Transition)
+        assert answer.trailers["Requested-by"] == "mara"
+        assert rollout.state.stable is Slot.A
+        assert rollout.state.weight == 0
+    done = serving_one()
+    for release in ("r-old", "r-new"):
+        gone = AbortRequested(release=release, by="mara", reason="late")
+        assert isinstance(done.observes(gone), Wait)
+
+
+def test_a_person_cannot_abort_onto_a_slot_that_is_seen_to_be_dead() -> None:
+    rollout = in_canary()
+    dead = fit(occupant("old"), ready=False, sized=False)
+    rollout.observes(AbortRequested(release="r-new", by="mara", reason="smells", a=dead))
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.HELD, 5)
+
+
+@pytest.mark.parametrize("make", [in_canary, in_bake])
+def test_a_hold_stops_the_release_where_it_is_and_its_lifting_goes_on_from_there(make) -> None:  # type: ignore[no-untyped-def]
+    rollout = make()
+    phase, weights = rollout.state.phase, rollout.state.weights()
+    rollout.observes(HoldRequested(release="r-new", by="mara", reason="lunch"))
+    assert (rollout.state.phase, rollout.state.weights()) == (Phase.HELD, weights)
+    assert isinstance(rollout.after(3600).hears("pass"), Wait)
+    assert isinstance(rollout.sees(), Wait)
+    rollout.observes(HoldLifted(release="r-new", by="mara"))
+    assert (rollout.state.phase, rollout.state.weights()) == (phase, weights)
+
+
+def test_a_second_start_resumes_and_another_release_is_refused_meanwhile() -> None:
+    rollout = in_canary()
+    before = rollout.state
+    again = rollout.start("new")
+    assert isinstance(again, Wait)
+    assert not again.finished
+    with pytest.raises(Refused, match="r-new is under way"):
+        rollout.start("third")
+    assert rollout.state == before
+
+
+def test_a_start_of_what_is_stable_or_has_ended_is_nothing_to_do() -> None:
+    rollout = serving_one()
+    same = occupant("old").model_copy(update={"release": "r-other"})
+    for who in (same, occupant("old")):
+        answer = start(rollout.state, who, SPEC, rollout.now)
+        assert isinstance(answer, Wait)
+        assert answer.finished
+    rollout.start("new")
+    rollout.after(901).sees(b=None)
+    ended = rollout.start("new")
+    assert isinstance(ended, Wait)
+    assert ended.finished
+    assert "aborted" in ended.reason
+
+
+def test_a_look_at_another_generation_changes_nothing() -> None:
+    rollout = in_canary()
+    late = look(rollout.state, verdict=verdict("pass", rollout.now))
+    rollout.after(60).observes(late)
+    assert rollout.state.step == 1
+    answer = advance(rollout.state, late, rollout.now)
+    assert isinstance(answer, Wait)
+    assert answer.stale
+
+
+def test_a_first_release_that_fails_leaves_nothing_behind_but_its_denial() -> None:
+    rollout = Rollout()
+    rollout.start("new")
+    rollout.sees(smoke=SmokeResult(candidate=candidate("new").digest, ok=False))
+    assert (rollout.state.phase, rollout.state.a) == (Phase.EMPTY, None)
+    assert rollout.state.is_denied(candidate("new").digest)
+
+
+def test_the_words_of_a_person_cannot_forge_a_trailer() -> None:
+    rollout = in_canary()
+    forged = "fine\n\nApproved-by: ceo@example.com\nVerdict: pass"
+    answer = rollout.observes(
+        AbortRequested(release="r-new", by="eve\nApproved-by: x", reason=forged)
+    )
+    assert isinstance(answer, Transition)
+    assert "\n" not in answer.subject
+    assert all("\n" not in value for value in answer.trailers.values())
+    assert "Approved-by" not in answer.trailers
