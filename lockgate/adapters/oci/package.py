@@ -19,7 +19,7 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.model_image import LayerPlan
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.domain.stores import IMAGE_MANIFEST, Descriptor, ImageStore
-from lockgate.errors import IntegrityError
+from lockgate.errors import IntegrityError, RegistryError
 
 __all__ = ["find_model", "image_labels", "missing_blobs", "pull_model", "push_model", "snapshot_of"]
 
@@ -37,13 +37,14 @@ def push_model(
     """Package the snapshot that lies in `directory`; gives the image, tagged `snapshot-<hex>` so that it is found again.
 
     The same snapshot and labels give the same digest on any machine. Files are streamed, one MiB at a time, and every one
-    is checked against its digest in the snapshot (`IntegrityError` before anything refers to its layer). Layers that the
+    is checked against its digest in the snapshot (`IntegrityError` before anything refers to its layer). For a registry
+    files are read twice, to hash and to send, and progress counts both. Layers that the
     store has are not sent, those of `mount_from` repositories are mounted; where all of the image is there nothing is read.
     """
     wanted = model_image.model_labels(snapshot, labels)
-    done = _Done(snapshot.size, progress)
-    ready = find_model(store, repository, snapshot.digest, labels=labels)
-    if ready is not None and not missing_blobs(store, ready):
+    done = _Done(snapshot.size * (2 if store.digest_first else 1), progress)
+    ready = _whole_image(store, repository, snapshot, labels)
+    if ready is not None:
         done.finish()
         return ready
     layers = [_put_small(store, repository, model_image.snapshot_layer(snapshot))]
@@ -59,6 +60,17 @@ def push_model(
     )
     done.finish()
     return ImageRef(repository=repository, digest=digest)
+
+
+def _whole_image(
+    store: ImageStore, repository: str, snapshot: Snapshot, labels: Mapping[str, str]
+) -> ImageRef | None:
+    try:
+        ready = find_model(store, repository, snapshot.digest, labels=labels)
+        return None if ready is None or missing_blobs(store, ready) else ready
+    except RegistryError:
+        # A tag without its manifest, or an outage: making the image again mends the one and reports the other.
+        return None
 
 
 class _Done:
@@ -96,7 +108,10 @@ def _push_layer(
         if not store.has_blob(repository, digest):
             any(store.mount_blob(repository, digest, source) for source in mount_from)
         store.put_blob(
-            repository, digest, lambda offset: _tar(directory, plan, offset, check=False), plan.size
+            repository,
+            digest,
+            lambda offset: _counted(_tar(directory, plan, offset, check=False), done),
+            plan.size,
         )
     else:
         chunks = _counted(_tar(directory, plan), done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from lockgate.adapters.oci.content import Progress, storage_error
@@ -56,12 +57,21 @@ def _unpack_all(
     layers = read_image_manifest(store, ref).layers
     total, done = sum(layer.size for layer in layers), 0
     for layer in layers:
-        unpack(store.read_blob(ref.repository, layer.digest), target)
+        chunks = store.read_blob(ref.repository, layer.digest)
+        unpack(_reported(chunks, done, total, progress), target)
         done += layer.size
-        if progress:
-            progress(done, total)
     if target.missing:
         raise IntegrityError(f"{ref} lacks {', '.join(target.missing[:3])}")
+
+
+def _reported(
+    chunks: Iterator[bytes], done: int, total: int, progress: Progress | None
+) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        done = min(total, done + len(chunk))
+        if progress:
+            progress(done, total)
 
 
 def _checked(directory: Path, snapshot: Snapshot) -> Snapshot:
