@@ -17,6 +17,8 @@ from lockgate.adapters.report import (
     ReportInput,
     TrafficSummary,
     TransitionRow,
+    benchmark_rows,
+    evaluation_rows,
     write_report,
 )  # fmt: skip
 from lockgate.domain.gates import GateReport, GateResult

@@ -123,15 +123,8 @@ class Watcher:
         if model is None:
             return Slots(None, None, None)
         return Slots(
-            self._readiness(Slot.A, model), self._readiness(Slot.B, model), self._live(model)
+            self._readiness(Slot.A, model), self._readiness(Slot.B, model), model.generation
         )
-
-    def _live(self, model: ModelStatus) -> int | None:
-        """The gateway has loaded exactly the weights of the state that is looked at."""
-        if model.route is None or not model.route.loaded:
-            return None
-        wanted = {slot.value: weight for slot, weight in self.state.weights().items()}
-        return self.state.generation if model.route.weights == wanted else None
 
     def _readiness(self, slot: Slot, model: ModelStatus) -> SlotReadiness | None:
         seen: SlotStatus | None = model.slots.get(slot.value)
