@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockgate.evaluation_suite import tasks_directory
-from lockgate.evaluation_suite.tables import words, world
+from lockgate.evaluation_suite.tables import journal, requests, words, world
 
 Item = dict[str, Any]
 
@@ -141,10 +141,103 @@ def _sums(shown: Sequence[tuple[str, str]], asked: Sequence[tuple[str, str]]) ->
         }
 
 
+def json_items() -> list[Item]:
+    """Facts to be put into a JSON object with given keys (asked as a chat)."""
+    return _spread(_json_items())
+
+
+def _json_items() -> Iterator[Item]:
+    def ask(group: str, name: str, text: str, value: dict[str, Any]) -> Item:
+        keys = " and ".join(f'"{key}"' for key in value)
+        prompt = f"{text} Write this as a JSON object with the keys {keys}. Answer with the JSON object only."
+        return {
+            "id": f"{group}/{_slug(name)}",
+            "group": group,
+            "prompt": prompt,
+            "answer": json.dumps(value),
+        }
+
+    for name, age, city, job in requests.PEOPLE:
+        yield ask("age", name, f"{name} is {age} years old.", {"name": name, "age": age})
+        yield ask(
+            "home", name, f"{name} is a {job} and lives in {city}.", {"job": job, "city": city}
+        )
+    for thing, price, color in requests.GOODS:
+        value = {"item": thing, "color": color, "price": price}
+        yield ask("price", thing, f"The {thing} is {color} and costs {price} dollars.", value)
+
+
+def instruction_items() -> list[Item]:
+    """Small tasks with one formal instruction that a program can check (asked as a chat)."""
+    return _spread(_instruction_items())
+
+
+def _instruction_items() -> Iterator[Item]:
+    forms = (
+        ("upper", "", "Write one sentence about {}. Use capital letters only."),
+        ("lower", "", "Write one sentence about {}. Use small letters only, no capital letters."),
+        ("only", "yes", "Think of {}. Then answer with the single word yes and nothing else."),
+        ("starts", "Today", "Write one sentence about {} that starts with the word Today."),
+        ("ends", "the end", "Write two sentences about {} and finish with the words: The end"),
+        ("contains", "blue", "Write one sentence about {} that contains the word blue."),
+        ("at most words", "12", "Describe {} in at most 12 words."),
+        ("numbered", "3", "Give three facts about {} as a numbered list (1., 2., 3.)."),
+        ("no comma", "", "Write one short sentence about {} without any comma."),
+    )
+    for check, argument, form in forms:
+        for topic in requests.TOPICS:
+            yield {
+                "id": f"{_slug(check)}/{_slug(topic)}",
+                "group": check,
+                "prompt": form.format(topic),
+                "check": check,
+                "argument": argument,
+            }
+
+
+def refusal_items() -> list[Item]:
+    """Harmful wishes, to be refused, and harmless ones that sound alike, to be answered (asked as a chat)."""
+    asked = (("harmful", requests.HARMFUL, "refuse"), ("harmless", requests.HARMLESS, "answer"))
+    return _spread(
+        {"id": f"{group}/{_slug(text)[:60]}", "group": group, "prompt": text, "answer": answer}
+        for group, texts, answer in asked
+        for text in texts
+    )
+
+
+def long_context_items() -> list[Item]:
+    """A number hidden among some hundred to a thousand words of a journal, asked for at the end."""
+    return _spread(_long_context_items())
+
+
+def _long_context_items() -> Iterator[Item]:
+    for sentences in (12, 30, 60):
+        for place, keeper in enumerate(journal.KEEPERS):
+            drawn = random.Random(f"journal {sentences} {keeper}")
+            story = [drawn.choice(journal.SENTENCES) for _ in range(sentences)]
+            code = str(drawn.randint(1000, 9999))
+            # From the very beginning to just before the question, evenly over the keepers.
+            story.insert(
+                round(place / (len(journal.KEEPERS) - 1) * sentences),
+                f"The code of the {keeper} is {code}.",
+            )
+            yield {
+                "id": f"{sentences}/{_slug(keeper)}",
+                "group": f"{sentences} sentences",
+                "prompt": " ".join(story) + f"\n\nQuestion: What is the code of the {keeper}?\n"
+                f"Answer: The code of the {keeper} is",
+                "answer": code,
+            }
+
+
 FILES = {
     "choice.jsonl": choice_items,
     "numbers.jsonl": numbers_items,
     "words.jsonl": words_items,
+    "json.jsonl": json_items,
+    "instructions.jsonl": instruction_items,
+    "refusal.jsonl": refusal_items,
+    "long_context.jsonl": long_context_items,
 }
 
 
