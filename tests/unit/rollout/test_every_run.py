@@ -141,6 +141,28 @@ class EveryRun(RuleBasedStateMachine):
     def a_driver_sees_all_well_and_a_verdict(self, word: str) -> None:
         self.observe(look(self.state, verdict=verdict(word, self.now)))
 
+    @rule(
+        lacking=st.sampled_from(["a", "b", "smoke", "verification", "fallback_verification"]),
+        name=st.none() | st.sampled_from(NAMES),
+        word=st.sampled_from(["pass", "fail"]),
+    )
+    def a_driver_sees_all_well_but_for_one_thing(
+        self, lacking: str, name: str | None, word: str
+    ) -> None:
+        """One thing unseen, or seen of some other candidate."""
+        other: Any = None
+        if name is not None:
+            digest = candidate(name).digest
+            other = (
+                SlotReadiness(candidate=digest, ready=True, sized=False)
+                if lacking in ("a", "b")
+                else Verification(candidate=digest, ok=True)
+            )
+            if lacking == "smoke":
+                other = SmokeResult(candidate=digest, ok=True)
+        said = verdict(word, self.now)
+        self.observe(look(self.state, verdict=said, **{lacking: other}))
+
     @rule()
     def a_driver_sees_all_well(self) -> None:
         self.observe(look(self.state))

@@ -1,0 +1,260 @@
+"""Transitions in a real repository: what one commit holds, and what is never done to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockgate.adapters.git import GitOpsRepository
+from lockgate.domain import gitops
+from lockgate.domain.release_state import Phase, ReleaseState
+from lockgate.domain.rollout import Transition, Wait, start
+from lockgate.errors import GitError, Refused, UsageError
+from tests.integration.git.repositories import (
+    commit_last,
+    commits,
+    git,
+    make_remote,
+    releasing,
+    render,
+    repository,
+    somebody_pushes,
+    taking,
+)
+from tests.unit.rollout.world import BEGIN, REPORT, SPEC, Rollout, in_canary, occupant
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Path:
+    return make_remote(tmp_path)
+
+
+def replay(repo: GitOpsRepository, rollout: Rollout) -> None:
+    for transition in rollout.transitions:
+        result = repo.commit_transition("m", "prod", lambda _state, made=transition: made, render)
+        assert result.committed
+
+
+def test_a_transition_is_one_commit_with_state_manifests_verdict_and_trailers(
+    tmp_path: Path, remote: Path
+) -> None:
+    repo = repository(tmp_path)
+    rollout = in_canary()
+    replay(repo, rollout)
+    rollout.hears("fail")
+    report = gitops.verdict_path("m", "prod", REPORT)
+    result = repo.commit_transition(
+        "m", "prod", taking(rollout), render, extra_files=lambda made: {str(report): "{}\n"}
+    )
+    assert result.committed
+    assert commits(remote)[0] == result.commit
+    changed = git("show", "--name-only", "--format=", result.commit, at=remote).split()
+    assert sorted(changed) == [
+        "models/m/prod/manifests/a.yaml",
+        "models/m/prod/manifests/b.yaml",
+        "models/m/prod/release.yaml",
+        str(report),
+    ]
+    other = repository(tmp_path, "other")
+    assert other.read_state("m", "prod") == rollout.state
+    [entry, *_] = other.history("m", "prod")
+    assert (entry.commit, entry.phase, entry.transition) == (result.commit, "draining", "rollback")
+    assert entry.verdict == f"fail {REPORT}"
+    assert [e.phase for e in other.history("m", "prod")] == [
+        *("draining", "canary", "deploying", "stable", "deploying")
+    ]
+    assert len(other.history("m", "prod", limit=2)) == 2
+
+
+def test_manifests_that_are_not_rendered_any_more_are_removed(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    rollout = in_canary()
+    rollout.hears("fail")
+    replay(repo, rollout)
+    assert repo.read_text("models/m/prod/manifests/b.yaml") is not None
+    rollout.after(60).sees()
+    commit_last(repo, rollout)
+    assert repo.read_text("models/m/prod/manifests/b.yaml") is None
+    assert repo.read_text("models/m/prod/manifests/a.yaml") is not None
+
+
+def test_nothing_to_do_makes_no_commit(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    repo.commit_transition("m", "prod", releasing("one"), render)
+    before = commits(remote)
+    again = repo.commit_transition("m", "prod", releasing("one"), render)
+    assert not again.committed
+    assert isinstance(again.wait, Wait)
+    assert again.state.phase is Phase.DEPLOYING
+    assert repo.commit_transition("m", "prod", lambda _state: None, render).committed is False
+    assert commits(remote) == before
+
+
+def test_a_refusal_leaves_no_trace(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    repo.commit_transition("m", "prod", releasing("one"), render)
+    before = commits(remote)
+    with pytest.raises(Refused):
+        repo.commit_transition("m", "prod", releasing("two"), render)
+    assert commits(remote) == before
+
+
+def test_a_failing_render_leaves_no_trace_and_does_not_spoil_the_next_commit(
+    tmp_path: Path, remote: Path
+) -> None:
+    repo = repository(tmp_path)
+
+    def broken(state: ReleaseState, root: Path) -> dict[str, str]:
+        (root / "left-behind.yaml").write_text("x")
+        raise UsageError("no such base")
+
+    with pytest.raises(UsageError):
+        repo.commit_transition("m", "prod", releasing("one"), broken)
+    repo.commit_transition("m", "prod", releasing("one"), render)
+    files = git("ls-tree", "-r", "--name-only", "main", at=remote)
+    assert "left-behind" not in files
+
+
+def test_a_lost_race_is_built_again_on_what_is_there_now(tmp_path: Path, remote: Path) -> None:
+    repo, rival = repository(tmp_path), repository(tmp_path, "rival")
+    rollout = in_canary()
+    replay(repo, rollout)
+    seen: list[int] = []
+    rollout.hears("fail")
+
+    def build(state: ReleaseState) -> Transition | None:
+        seen.append(state.generation)
+        if len(seen) == 1:
+            commit_last(rival, rollout)
+            somebody_pushes(tmp_path, "apps/vllm/base/note.yaml", "a: 1\n")
+        return rollout.transitions[-1] if state.generation < rollout.state.generation else None
+
+    result = repo.commit_transition("m", "prod", build, render)
+    assert seen == [4, 5]
+    assert not result.committed
+    assert result.attempts == 2
+    assert result.state == rollout.state
+    assert len(repo.history("m", "prod")) == len(rollout.transitions)
+
+
+def test_another_writers_commit_is_kept_under_ours(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    pushed: list[int] = []
+
+    def build(state: ReleaseState) -> Transition | Wait:
+        if not pushed:
+            pushed.append(1)
+            somebody_pushes(tmp_path, "platform/note.yaml", "a: 1\n")
+        return start(state, occupant("one"), SPEC, BEGIN)
+
+    result = repo.commit_transition("m", "prod", build, render)
+    assert (result.committed, result.attempts) == (True, 2)
+    assert repo.read_text("platform/note.yaml") == "a: 1\n"
+    assert git("rev-list", "--merges", "main", at=remote) == ""
+
+
+def test_a_transition_that_does_not_follow_the_state_is_never_committed(
+    tmp_path: Path, remote: Path
+) -> None:
+    repo = repository(tmp_path)
+    rollout = in_canary()
+    before = commits(remote)
+    with pytest.raises(GitError, match="does not follow"):
+        repo.commit_transition("m", "prod", lambda _state: rollout.transitions[-1], render)
+    with pytest.raises(GitError, match="transition of m/prod for m/staging"):
+        repo.commit_transition("m", "staging", lambda _state: rollout.transitions[0], render)
+    assert commits(remote) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "policy.yaml",
+        "models/m/prod/manifests/../../../../policy.yaml",
+        "models/other/prod/manifests/a.yaml",
+        "/etc/passwd",
+        "../outside.yaml",
+    ],
+)
+def test_a_rendered_file_outside_the_models_manifests_is_refused(
+    tmp_path: Path, remote: Path, path: str
+) -> None:
+    repo = repository(tmp_path)
+    before = commits(remote)
+    with pytest.raises(GitError, match="outside"):
+        repo.commit_transition("m", "prod", releasing("one"), lambda _s, _p: {path: "x"})
+    assert commits(remote) == before
+
+
+def test_a_link_in_the_repository_does_not_lead_a_write_out_of_it(
+    tmp_path: Path, remote: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    work = tmp_path / "somebody"
+    (work / "models/m/prod").mkdir(parents=True)
+    (work / "models/m/prod/manifests").symlink_to(outside)
+    git("add", "--all", at=work)
+    git("commit", "--quiet", "-m", "A link", at=work)
+    git("push", "--quiet", "origin", "HEAD:main", at=work)
+    with pytest.raises(GitError, match="does not lie in the repository"):
+        repository(tmp_path).commit_transition("m", "prod", releasing("one"), render)
+    assert list(outside.iterdir()) == []
+
+
+def test_every_models_state_is_found(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    for model, environment in (("m", "prod"), ("m", "staging"), ("n", "prod")):
+        repo.commit_transition(model, environment, releasing("one"), render)
+    names = [(s.model, s.environment, s.phase) for s in repo.states()]
+    assert names == [
+        (m, e, Phase.DEPLOYING) for m, e in (("m", "prod"), ("m", "staging"), ("n", "prod"))
+    ]
+    assert repository(tmp_path, "new").read_state("unknown", "prod").phase is Phase.EMPTY
+
+
+def test_policy_and_specs_are_read_from_the_repository(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    assert repo.read_policy().gates == ("scan", "evaluation", "benchmark")
+    somebody_pushes(tmp_path, "policy.yaml", "kind: Policy\ngates: []\n")
+    somebody_pushes(tmp_path, "models/m/spec.yaml", "kind: Release\n")
+    repo.sync()
+    with pytest.raises(GitError, match="not a policy"):
+        repo.read_policy()
+    with pytest.raises(UsageError, match="not a release spec"):
+        repo.read_spec("models/m/spec.yaml")
+    with pytest.raises(UsageError, match="is not in"):
+        repo.read_spec("models/m/none.yaml")
+
+
+def test_the_policy_can_live_on_a_branch_that_this_writer_does_not_write(
+    tmp_path: Path, remote: Path
+) -> None:
+    repo = repository(tmp_path, policy_branch="protected")
+    with pytest.raises(GitError, match="protected"):
+        repo.read_policy()
+    git("push", "--quiet", "origin", "main:protected", at=tmp_path / "somebody")
+    somebody_pushes(tmp_path, "policy.yaml", "kind: Policy\ngates: [none]\n")
+    assert repo.read_policy().gates == ("scan", "evaluation", "benchmark")
+
+
+def test_commits_are_signed_with_the_ssh_key_that_is_given(tmp_path: Path, remote: Path) -> None:
+    import subprocess
+
+    key = tmp_path / "key"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=20
+    )
+    repo = repository(tmp_path, ssh_signing_key=key)
+    commit = repo.commit_transition("m", "prod", releasing("one"), render).commit
+    signers = tmp_path / "signers"
+    signers.write_text(f"lockgate@localhost {key.with_suffix('.pub').read_text()}")
+    shown = git(
+        *("-c", f"gpg.ssh.allowedSignersFile={signers}", "log", "-1", "--format=%G? %GS", commit),
+        at=remote,
+    )
+    assert shown.strip() == "G lockgate@localhost"
+    other = repository(tmp_path, "other", ssh_signing_key=tmp_path / "none")
+    with pytest.raises(GitError, match="cannot be signed"):
+        other.commit_transition("m", "staging", releasing("one"), render)
