@@ -180,9 +180,11 @@ class LocalCluster:
                 hint=_HINT,
             ) from error
 
-    def scrape_targets(self, model: str) -> tuple[ScrapeTarget, ...]:
+    def scrape_targets(
+        self, model: str, status: ClusterStatus | None = None
+    ) -> tuple[ScrapeTarget, ...]:
         """Metrics endpoints of the model's slots: every server, and the gateway's view of each slot."""
-        status = self.status()
+        status = status or self.status()
         found = status.models.get(model)
         if found is None:
             return ()
