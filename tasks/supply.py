@@ -13,6 +13,7 @@ import lockgate
 from lockgate import environments
 from lockgate.adapters import signing
 from lockgate.adapters.oci.package import snapshot_of
+from lockgate.adapters.signing import VerificationReport
 from lockgate.domain import attestation
 from lockgate.domain.attestation import GatePredicate
 from lockgate.domain.base import Frozen
@@ -84,11 +85,8 @@ def sign_candidate(
     workspace = Workspace.current()
     predicate = _gate_predicate(workspace, prepared, candidate, policy, gates, measured)
     evidence = workspace.records.put_document(predicate.to_data())
-    verified = signing.verify(
-        workspace.store, candidate.model, policy.signing, candidate=candidate.digest,
-        require_gates=policy.gates,
-    )  # fmt: skip
-    if verified.ok and verified.gate == predicate:
+    model, runtime = verifications(workspace, candidate, policy)
+    if model.ok and runtime.ok and model.gate == predicate:
         return evidence
     signer = workspace.signer()
     for image in (candidate.runtime, candidate.model):
@@ -170,13 +168,21 @@ def verify_candidate(candidate: Candidate, policy: Policy) -> None:
 
 def verify(workspace: Workspace, candidate: Candidate, policy: Policy) -> None:
     """The same outside of a task."""
-    signing.verify(
-        workspace.store, candidate.model, policy.signing, candidate=candidate.digest,
-        require_gates=policy.gates,
-    ).require()  # fmt: skip
-    signing.verify(
-        workspace.store, candidate.runtime, policy.signing, candidate=None, require_gates=()
-    ).require()
+    for report in verifications(workspace, candidate, policy):
+        report.require()
+
+
+def verifications(
+    workspace: Workspace, candidate: Candidate, policy: Policy
+) -> tuple[VerificationReport, VerificationReport]:
+    """Of the model image, which carries the gate attestation, and of the runtime image."""
+    store, rules = workspace.store, policy.signing
+    return (
+        signing.verify(
+            store, candidate.model, rules, candidate=candidate.digest, require_gates=policy.gates
+        ),
+        signing.verify(store, candidate.runtime, rules, candidate=None, require_gates=()),
+    )
 
 
 def _as_markdown(report: GateReport) -> str:

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from lockgate.adapters import metrics, signing
+from lockgate.adapters import metrics
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.judge import Judge, JudgeReport
@@ -20,6 +20,7 @@ from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.judging import StepTrace, judge_config
+from tasks.supply import verifications
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -195,16 +196,7 @@ class Watcher:
     def _verify_now(self, candidate: Candidate) -> Verification | None:
         if self._policy is None:
             self._policy = self.workspace.gitops.read_policy()
-        policy, store = self._policy, self.workspace.store
-        reports = (
-            signing.verify(
-                store, candidate.model, policy.signing, candidate=candidate.digest,
-                require_gates=policy.gates,
-            ),
-            signing.verify(
-                store, candidate.runtime, policy.signing, candidate=None, require_gates=()
-            ),
-        )  # fmt: skip
+        reports = verifications(self.workspace, candidate, self._policy)
         if any(report.outage for report in reports):
             return None
         failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)

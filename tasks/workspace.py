@@ -91,7 +91,7 @@ class Workspace:
 
     def signer(self) -> Signer:
         if self.settings.keyless:
-            return KeylessSigner()
+            return KeylessSigner(self.policy.signing)
         passphrase = self.settings.signing_key_passphrase
         return KeySigner(
             self.settings.signing_key or self.layout.private_key,
