@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ class _Artifact:
         self.title = title
         self.id: UUID | None = None
         self.told = time.monotonic()
+        # Some adapters report from a thread of their own, which does not know the task run.
+        self.run = contextvars.copy_context()
 
     def update(self, done: float, total: float | None) -> None:
         now = time.monotonic()
@@ -79,9 +82,11 @@ class _Artifact:
         percent = max(0.0, min(100.0, 100.0 * done / total))
         try:
             if self.id is None:
-                made = create_progress_artifact(progress=percent, description=self.title)
+                made = self.run.run(
+                    create_progress_artifact, progress=percent, description=self.title
+                )
                 self.id = made if isinstance(made, UUID) else None
             else:
-                update_progress_artifact(artifact_id=self.id, progress=percent)
+                self.run.run(update_progress_artifact, artifact_id=self.id, progress=percent)
         except Exception as error:
             logger.warning("progress of %r could not be recorded: %s", self.title, error)

@@ -1,0 +1,29 @@
+"""The demonstration's workspace, shared by all end-to-end tests: they run in the order of their files' names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from e2e_site import Site
+
+
+@pytest.fixture(scope="session")
+def demo(
+    tmp_path_factory: pytest.TempPathFactory,
+    serving_python: Path,
+    quantization_python: Path,
+    demo_gguf: Path,
+    kubectl: Path,
+) -> Iterator[tuple[Site, subprocess.CompletedProcess[str]]]:
+    """The demonstration's run; the cluster is left up for the tests that follow, and ended after them."""
+    site = Site(tmp_path_factory.mktemp("demo"))
+    try:
+        yield site, site.run("demo", "--keep", timeout=2100)
+    finally:
+        site.run("down", timeout=120)

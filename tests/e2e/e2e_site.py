@@ -1,0 +1,132 @@
+"""A workspace of the end-to-end tests, and ways to run `lockgate` in it as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lockgate.adapters.git import GitOpsRepository
+from lockgate.domain.gitops import HistoryEntry
+from lockgate.domain.release_state import ReleaseState
+from lockgate.settings import Settings
+from tasks.workspace import Workspace
+
+MODEL = "smollm2"
+
+
+@dataclass
+class Site:
+    """A workspace and its processes."""
+
+    workspace: Path
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(workspace=self.workspace)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LOCKGATE_WORKSPACE": str(self.workspace), "COLUMNS": "200"}
+
+    def start(self, *arguments: str, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+        """`lockgate …` in a session of its own, so that a test can kill it as a machine would."""
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "lockgate.cli", *arguments],
+                env={**self.environment, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(
+        self, *arguments: str, timeout: float = 900, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`lockgate …` to its end; its output is shown when the test fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", "lockgate.cli", *arguments],
+            env={**self.environment, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        print(f"$ lockgate {' '.join(arguments)}\n{done.stdout}{done.stderr}-> {done.returncode}")
+        return done
+
+    def repository(self) -> GitOpsRepository:
+        repository = GitOpsRepository(
+            str(self.settings.layout.remote), self.workspace / "checkouts" / "tests"
+        )
+        repository.sync()
+        return repository
+
+    def state(self) -> ReleaseState:
+        return self.repository().read_state(MODEL, "local")
+
+    def history(self) -> list[HistoryEntry]:
+        """Oldest first."""
+        entries = self.repository().history(MODEL, "local")
+        return [entry for entry in reversed(entries) if entry.release is not None]
+
+    def spec(self, number: int, name: str, **override: Any) -> Path:
+        """A copy of one of the demonstration's specs with parts replaced; mappings are merged one level deep."""
+        data = yaml.safe_load((self.workspace / "specs" / f"release-{number}.yaml").read_text())
+        for key, value in override.items():
+            data[key] = {**data[key], **value} if isinstance(value, dict) else value
+        path = self.workspace / "specs" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    def prefect_url(self) -> str:
+        return str(json.loads((self.settings.layout.prefect / "server.json").read_text())["url"])
+
+    @contextmanager
+    def running_traffic(self, rows: Path, rate: float = 3) -> Iterator[None]:
+        """Requests to the gateway while the block runs; none of them may fail."""
+        url = Workspace(self.settings).cluster().gateway_url(MODEL)
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "serving.local.traffic", "--url", url, "--model", MODEL,
+             "--rate", f"{rate:g}", "--seconds", "1800", "--out", str(rows)],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            driver.terminate()
+            driver.wait(180)
+        failed = [row for row in read_rows(rows) if not row["ok"]]
+        assert failed == []
+
+    def traffic(self) -> list[dict[str, Any]]:
+        """Rows of the demonstration's own driver."""
+        return read_rows(self.workspace / "traffic" / "rows.jsonl")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: float(row["start"]))
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true answer of `condition`; fails the test when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(1)
+    pytest.fail(f"{what}: not within {seconds:.0f} s")

@@ -1,0 +1,97 @@
+"""Kill what drives a release, at the worst moment, and touch nothing: it still ends well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from e2e_site import MODEL, Site, wait_until
+
+from lockgate.cli.prefect_server import stop_server
+from lockgate.cli.reconciler import ensure_reconciler, stop_reconciler
+from lockgate.domain.judge import judge_lines
+from lockgate.domain.release_state import Outcome, Phase
+from tasks.judging import judge_config
+
+Demo = tuple[Site, subprocess.CompletedProcess[str]]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def release_until_judged(site: Site, spec: Path, log: Path) -> subprocess.Popen[bytes]:
+    """A release in the middle of its last canary step, some scrapes into it."""
+    flow = site.start("release", str(spec), log=log)
+
+    def judged() -> bool:
+        assert flow.poll() is None, log.read_text()
+        state = site.state()
+        trace = site.settings.layout.trace(MODEL, "local", state.began)
+        return (
+            state.phase is Phase.CANARY
+            and state.weight == 50
+            and trace.exists()
+            and len(trace.read_bytes().splitlines()) > 20
+        )
+
+    wait_until(judged, 600, "the release reached its second canary step")
+    return flow
+
+
+def test_a_killed_flow_is_taken_up_from_git_and_the_trace(demo: Demo, tmp_path: Path) -> None:
+    site, _ = demo
+    before = site.history()
+    spec = site.spec(2, "killed", serving={"max_num_seqs": 24})
+    with site.running_traffic(tmp_path / "rows.jsonl"):
+        flow = release_until_judged(site, spec, tmp_path / "release.log")
+        state = site.state()
+        kill(flow)
+        os.environ["PREFECT_API_URL"] = site.prefect_url()
+        ensure_reconciler(site.settings)
+        wait_until(lambda: site.state().phase is Phase.STABLE, 600, "reconcile ended the release")
+        stop_reconciler(site.settings)
+    new = site.history()[len(before) :]
+    generations = [int(entry.trailers["Lockgate-Generation"]) for entry in new]
+    assert generations == list(range(generations[0], generations[0] + len(new)))
+    assert [e.transition for e in new] == ["deploy", "raise", "raise", "promote", "finish"]
+    # The trace, replayed in one go by a judge that was never killed, says the same.
+    trace = site.settings.layout.trace(MODEL, "local", state.began)
+    report = judge_lines(trace.read_text().splitlines(), judge_config(state))
+    assert report.verdict == "pass"
+    promoted = next(entry for entry in new if entry.transition == "promote")
+    assert promoted.verdict is not None and promoted.verdict.split()[0] == "pass"
+
+
+def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(
+    demo: Demo, tmp_path: Path
+) -> None:
+    site, _ = demo
+    budget = 20
+    spec = site.spec(
+        2, "unobserved", serving={"max_num_seqs": 23}, canary={"outage_budget_seconds": budget}
+    )
+    with site.running_traffic(tmp_path / "rows.jsonl"):
+        flow = release_until_judged(site, spec, tmp_path / "release.log")
+        candidate = site.state().occupant(site.state().free_slot)
+        kill(flow)
+        stop_server(site.settings)
+        time.sleep(budget + 5)
+        # Agent and Envoy went on alone.
+        assert site.state().weight == 50
+        os.environ.pop("PREFECT_API_URL", None)
+        for _ in range(12):
+            site.run("reconcile", MODEL, timeout=300)
+            if site.state().phase is Phase.STABLE:
+                break
+            time.sleep(10)
+    state = site.state()
+    assert candidate is not None and state.last is not None
+    assert state.phase is Phase.STABLE
+    assert state.last.outcome is Outcome.ABORTED
+    assert state.last.candidate == candidate.candidate.digest
+    assert state.is_denied(candidate.candidate.digest) is None
