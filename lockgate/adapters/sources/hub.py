@@ -1,7 +1,8 @@
 """The Hugging Face Hub, through huggingface_hub, with every file compared to what the Hub lists for it.
 
-huggingface_hub itself accepts a file of the right size with other bytes: here LFS files are compared by their sha256 and
-the others by their Git blob id.
+huggingface_hub itself accepts a file of the right size with other bytes, and since 2.4 forgets half a file when its process
+dies. Here its `http_get` writes into files of ours: each is hashed as it arrives, compared with the sha256 (LFS) or Git blob
+id that the Hub lists, and continued by the next process where one was killed.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
 
-import httpx
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers, tqdm
 from pydantic import ValidationError
 
 from lockgate.adapters.sources.directory import snapshot_file
@@ -53,7 +55,9 @@ DEFAULT_IGNORE = (
 )  # fmt: skip
 """The same weights in other formats, and pictures. Used only where the repository has safetensors weights."""
 
-_BOOKKEEPING = ".cache/huggingface"
+MAX_REWINDS = 2
+_INCOMPLETE = ".incomplete"
+"""Directory in the staging directory for files that have not arrived whole."""
 
 
 @dataclass(frozen=True)
@@ -98,22 +102,16 @@ def download(
         arrived = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
         require_space(staging, sum(f.size for f in wanted) - arrived, str(source))
         meter = Meter(sum(f.size for f in wanted), "download", progress)
+        headers = build_hf_headers(token=token, library_name="lockgate")
 
         def one(file: _Listed) -> SnapshotFile:
-            hf_hub_download(
-                revision.repo,
-                file.path,
-                revision=revision.commit,
-                local_dir=staging,
-                endpoint=_endpoint(endpoint),
-                token=token,
-                etag_timeout=timeout,
-                tqdm_class=_silent_tqdm(meter.add),
+            url = hf_hub_url(
+                revision.repo, file.path, revision=revision.commit, endpoint=_endpoint(endpoint)
             )
-            return _verified(source, staging, file)
+            return _bring(source, staging, file, url, headers, meter)
 
         snapshot = Snapshot.of(in_parallel(one, wanted, workers))
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    shutil.rmtree(staging / _INCOMPLETE, ignore_errors=True)
     _remove_leftovers(staging, snapshot)
     return snapshot
 
@@ -139,7 +137,7 @@ def _list_files(
         size = lfs.size if lfs else sibling.size
         if not isinstance(size, int) or size < 0:
             raise SourceError(f"{source}: the Hub gave no size for {sibling.rfilename!r}")
-        if sibling.rfilename.startswith(_BOOKKEEPING):
+        if PurePosixPath(sibling.rfilename).parts[:1] == (_INCOMPLETE,):
             raise SourceError(f"{source}: a file's name cannot be used: {sibling.rfilename!r}")
         # Checked before the name becomes a path on this machine.
         snapshot_file(sibling.rfilename, size, Digest.of_bytes(b""))
@@ -151,32 +149,116 @@ def _list_files(
     return listed
 
 
-def _verified(source: Source, staging: Path, file: _Listed) -> SnapshotFile:
-    path = staging / file.path
-    if path.is_symlink():
-        raise SourceError(f"{source}: {file.path} arrived as a symbolic link")
-    sha256, blob, size = hashlib.sha256(), hashlib.sha1(usedforsecurity=False), 0
-    blob.update(f"blob {file.size}\0".encode())
-    with path.open("rb", buffering=0) as reader:
-        while chunk := reader.read(CHUNK):
-            sha256.update(chunk)
-            if file.sha256 is None:
-                blob.update(chunk)
-            size += len(chunk)
-    if file.sha256 is not None:
-        right = sha256.hexdigest() == file.sha256
-    elif file.blob_id:
-        right = blob.hexdigest() == file.blob_id
-    else:
-        right = size == file.size
-    if not right or size != file.size:
-        path.unlink()
+class _Hashing:
+    """A file that is hashed as it is written; what it held before is hashed first."""
+
+    def __init__(self, file: BinaryIO, listed: _Listed) -> None:
+        self._file = file
+        self._listed = listed
+        self._rewinds = 0
+        self._start()
+        file.seek(0)
+        while chunk := file.read(CHUNK):
+            self._take(chunk)
+
+    def _start(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._blob = hashlib.sha1(f"blob {self._listed.size}\0".encode(), usedforsecurity=False)
+        self.size = 0
+
+    def _take(self, chunk: bytes) -> None:
+        self._sha256.update(chunk)
+        if self._listed.sha256 is None:
+            self._blob.update(chunk)
+        self.size += len(chunk)
+
+    def write(self, chunk: bytes) -> int:
+        self._take(chunk)
+        return self._file.write(chunk)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        # http_get goes back only to begin anew, where a server ignores the range it was asked for.
+        if (offset, whence) != (0, 0):
+            raise ValueError("only the beginning can be gone back to")
+        self._rewinds += 1
+        if self._rewinds > MAX_REWINDS:
+            # It would try for ever: every piece that arrives resets its count of retries.
+            raise ConnectionError("the server breaks off and does not continue where it did")
+        self._start()
+        return self._file.seek(0)
+
+    def truncate(self) -> int:
+        return self._file.truncate()
+
+    def digest(self) -> Digest | None:
+        """The content's digest if it is what the Hub lists, else None."""
+        if self.size != self._listed.size:
+            return None
+        if self._listed.sha256 is not None:
+            right = self._sha256.hexdigest() == self._listed.sha256
+        else:
+            right = self._listed.blob_id in (None, self._blob.hexdigest())
+        return Digest.from_hex(self._sha256.hexdigest()) if right else None
+
+
+def _bring(
+    source: Source,
+    staging: Path,
+    file: _Listed,
+    url: str,
+    headers: dict[str, str],
+    meter: Meter,
+) -> SnapshotFile:
+    place = staging / file.path
+    if place.exists():
+        # Arrived whole in an earlier call that was cut off at another file.
+        with place.open("rb") as arrived:
+            digest = _Hashing(arrived, file).digest()
+        if digest is not None:
+            meter.add(file.size)
+            return snapshot_file(file.path, file.size, digest)
+        place.unlink()
+    # Named by content: what is left of another revision is not taken for a part of this one.
+    name = hashlib.sha256(f"{file.path}\n{file.sha256}\n{file.blob_id}".encode()).hexdigest()
+    partial = staging / _INCOMPLETE / name
+    partial.parent.mkdir(exist_ok=True)
+    begun = partial.exists() and partial.stat().st_size > 0
+    digest = _transfer(partial, file, url, headers, meter)
+    if digest is None and begun:
+        # The part that was there may be the damaged one.
+        partial.unlink()
+        digest = _transfer(partial, file, url, headers, meter)
+    if digest is None:
+        partial.unlink()
         raise IntegrityError(
             f"{source}: {file.path} arrived with other bytes than the Hub lists",
             hint="run again; if it stays so, the mirror or cache between here and the Hub is damaged",
         )
-    path.chmod(0o644)
-    return snapshot_file(file.path, size, Digest.from_hex(sha256.hexdigest()))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial.chmod(0o644)
+    partial.rename(place)
+    return snapshot_file(file.path, file.size, digest)
+
+
+def _transfer(
+    partial: Path, file: _Listed, url: str, headers: dict[str, str], meter: Meter
+) -> Digest | None:
+    with partial.open("a+b") as opened:
+        hashing = _Hashing(opened, file)
+        meter.add(hashing.size)
+        if hashing.size < file.size:
+            http_get(
+                url,
+                cast(BinaryIO, hashing),
+                resume_size=hashing.size,
+                headers=headers,
+                displayed_filename=file.path,
+                tqdm_class=_silent_tqdm(meter.add),
+            )
+        return hashing.digest()
 
 
 def _remove_leftovers(staging: Path, snapshot: Snapshot) -> None:
@@ -247,7 +329,8 @@ def _translated(source: Source) -> Iterator[None]:
             Interrupted if status is None or status >= 500 or status in (408, 429) else SourceError
         )
         raise kind(f"{where}: the Hub answered {status}", hint="try again later") from error
-    except (httpx.HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+    # The base of the HTTP client that huggingface_hub was built on, whichever that is.
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise Interrupted(
             f"{where}: the connection failed: {error}",
             hint="run again: what has arrived is kept and continued",
