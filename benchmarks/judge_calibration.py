@@ -20,7 +20,7 @@ from scipy.stats import beta
 from benchmarks.judge_families import FAMILIES, TTFT_SIGMA, Change, Setting, TrackBlocks, simulate
 from benchmarks.judge_peers import PEERS, delays, tuned
 from benchmarks.judge_report import write_report
-from benchmarks.judge_vectorised import judge_all, means
+from benchmarks.judge_vectorised import alpha_of, judge_all, means
 from lockgate.domain.judge import JudgeConfig
 
 SEED = 20_240
@@ -145,7 +145,7 @@ def sprt(setting: Setting, traces: int, config: JudgeConfig) -> dict[str, object
     """Mean seconds on independent requests: ours where replicas are declared not to drift, against
     Wald's test that knows the alternative, the noise and that samples are independent, with the
     same share of alpha and the same margin."""
-    alpha = 0.9 * config.alpha / 11
+    alpha = alpha_of("ttft", config)
     steady = config.model_copy(update={"drift_sd": 0.0})
     out: dict[str, object] = {}
     for shift in (1.2, 1.3, 1.5, 2.0):

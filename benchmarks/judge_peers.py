@@ -50,12 +50,12 @@ def kayenta(baseline: Array, canary: Array, knob: float) -> NDArray[np.int64]:
 
 
 def _counting(threshold: int) -> Rule:
-    """Fails at the `threshold`-th block whose canary value is above `knob` times the baseline's
-    long-run mean (what an operator would have written down as the limit)."""
+    """Fails at the `threshold`-th block whose canary value is above `knob` times the baseline's of
+    the same block (a query for the ratio; an absolute limit would have to know today's traffic)."""
 
     def rule(baseline: Array, canary: Array, knob: float) -> NDArray[np.int64]:
-        limit = knob * np.nanmean(baseline)
-        bad = np.nan_to_num(canary, nan=np.inf if threshold == 1 else 0.0) > limit
+        with np.errstate(invalid="ignore"):
+            bad = canary > knob * baseline
         return _first(np.cumsum(bad, axis=1) >= threshold)
 
     return rule

@@ -110,7 +110,7 @@ def write_report(data: dict[str, Any]) -> str:
             "of canaries at the margin are rolled back: as one setting that holds in every family (what a",
             "user who does not know the family has to choose), and in hindsight to each family. Ours is",
             "one setting for all, watches eleven metrics with the same 1%, and is shown whole and on TTFT",
-            "alone (its eleventh of alpha). Best peer of each cell.",
+            "alone (a seventh of alpha). Best peer of each cell.",
             "",
         ]
         rows = []

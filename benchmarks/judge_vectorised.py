@@ -20,7 +20,15 @@ Array = NDArray[np.float64]
 LATE = 0.9
 """The part of alpha that metrics share which are there from the first block."""
 
+SHARES = 14.0
+"""Sum of the weights of the eleven metrics that a vLLM behind Envoy has data for."""
+
 _CHUNK = 50
+
+
+def alpha_of(metric: str, config: JudgeConfig, total: float = SHARES) -> float:
+    """A metric's share of alpha."""
+    return LATE * config.alpha * DEFAULT_METRICS[metric].weight / total
 
 
 @dataclass
@@ -150,26 +158,33 @@ def judge_all(
     canary: TrackBlocks,
     setting: Setting,
     config: JudgeConfig,
-    metrics: int = 11,
+    shares_of_alpha: float = SHARES,
 ) -> dict[str, Crossing]:
-    """All simulated metrics, each with the share of alpha it has among `metrics` with data."""
-    alpha = LATE * config.alpha / metrics
+    """All simulated metrics, each with its share of alpha among eleven with data."""
+    alpha = {n: alpha_of(n, config, shares_of_alpha) for n in DEFAULT_METRICS}
     b, c = baseline, canary
     good = (b.requests - b.errors, c.requests - c.errors)
     return {
-        "ttft": means(b.ttft, c.ttft, "ttft", config, alpha, setting),
-        "itl": means(b.itl, c.itl, "itl", config, alpha, setting),
-        "output_length": means(b.tokens, c.tokens, "output_length", config, alpha, setting),
+        "ttft": means(b.ttft, c.ttft, "ttft", config, alpha["ttft"], setting),
+        "itl": means(b.itl, c.itl, "itl", config, alpha["itl"], setting),
+        "output_length": means(
+            b.tokens, c.tokens, "output_length", config, alpha["output_length"], setting
+        ),
         "gateway_errors": shares(
             (b.errors, b.requests),
             (c.errors, c.requests),
             "gateway_errors",
             config,
-            alpha,
+            alpha["gateway_errors"],
             setting,
         ),
         "finish_reasons": shares(
-            (b.long, good[0]), (c.long, good[1]), "finish_reasons", config, alpha, setting
+            (b.long, good[0]),
+            (c.long, good[1]),
+            "finish_reasons",
+            config,
+            alpha["finish_reasons"],
+            setting,
         ),
-        "split": split(b.requests, c.requests, alpha, setting),
+        "split": split(b.requests, c.requests, alpha["split"], setting),
     }

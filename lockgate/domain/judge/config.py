@@ -94,12 +94,14 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "ttft": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
+        weight=2.0,
         criticality=Criticality.REQUIRED,
         histogram=("vllm:time_to_first_token_seconds", GATEWAY_TTFB),
     ),
     "itl": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
+        weight=2.0,
         criticality=Criticality.REQUIRED,
         minimum_samples=200,
         dispersion=25.0,
@@ -122,6 +124,7 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "gateway_errors": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
+        weight=2.0,
         criticality=Criticality.REQUIRED,
         events=(
             ('envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}',),

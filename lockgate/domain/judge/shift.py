@@ -45,13 +45,13 @@ _EFFECTS_WIDE: Array = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
 _DISPERSION_SURPRISE = 1.0
 """Nats that each doubling of the dispersion beyond the declared one costs the null."""
 
-_SPELLS = ((0.125, 1 / 3, 0.15), (1 / 3, 1 / 3, 0.25), (1.0, 1 / 3, 0.6))
+_SPELLS = ((0.125, 0.2, 0.15), (1 / 3, 0.3, 0.25), (1.0, 0.5, 0.6))
 """Correlation times as parts of the declared one; weights in the alternative and in the null."""
 
 _LARGEST_DRIFT = 3.0
 """Standard deviation of the log ratio up to which drift is thought of at all (20-fold)."""
 
-_FLAT: Array = np.full(_EFFECTS_WORSE.size, 1.0 / _EFFECTS_WORSE.size)
+_EFFECT_WEIGHTS: Array = np.array([0.08, 0.08, 0.1, 0.16, 0.2, 0.16, 0.1, 0.07, 0.05])
 
 _NEAR: Array = np.array([0.4, 0.7, 1.0, 1.3, 2.0, 4.0, 8.0])
 _NEAR_WEIGHTS: Array = np.array([0.1, 0.2, 0.3, 0.15, 0.1, 0.1, 0.05])
@@ -88,17 +88,17 @@ def nuisance_grid(
     """
     declared = math.sqrt(2.0) * drift_sd
     # (standard deviation, weight in the alternative, weight in the null)
-    drifts: list[tuple[float, float, float]] = [(0.0, 0.5, 0.15)]
+    drifts: list[tuple[float, float, float]] = [(0.0, 0.35, 0.15)]
     if drift_sd > 0:
         drifts += [
             (declared * 0.25, 0.1, 0.1),
-            (declared * 0.5, 0.1, 0.2),
-            (declared, 0.1, 0.55),
+            (declared * 0.5, 0.15, 0.2),
+            (declared, 0.35, 0.55),
         ]
         doublings = math.ceil(math.log2(max(_LARGEST_DRIFT / declared, 1.0)))
         for i in range(1, doublings + 1):
             rare = math.exp(-surprise * i)
-            drifts.append((declared * 2.0**i, 0.1 * rare, 0.55 * rare))
+            drifts.append((declared * 2.0**i, 0.35 * rare, 0.55 * rare))
     rows: list[tuple[float, float, float, float, float]] = []
     for phi in _DISPERSIONS:
         far = math.exp(-_DISPERSION_SURPRISE * max(math.log2(phi / dispersion), 0.0))
@@ -196,11 +196,15 @@ class ShiftEvidence:
 
     def log_e_above(self, bound: float) -> Array:
         """Log e-value against "the shift is at most ``bound``"."""
-        return self._log_mixture(bound + _EFFECTS_WORSE, _FLAT) - self._log_null(-np.inf, bound)
+        return self._log_mixture(bound + _EFFECTS_WORSE, _EFFECT_WEIGHTS) - self._log_null(
+            -np.inf, bound
+        )
 
     def log_e_below_wide(self, bound: float) -> Array:
         """Log e-value against "the shift is at least ``bound``", for changes of any size."""
-        return self._log_mixture(bound - _EFFECTS_WORSE, _FLAT) - self._log_null(bound, np.inf)
+        return self._log_mixture(bound - _EFFECTS_WORSE, _EFFECT_WEIGHTS) - self._log_null(
+            bound, np.inf
+        )
 
     def log_e_below(self, bound: float) -> Array:
         """Log e-value against "the shift is at least ``bound``" (> 0), strongest for no shift."""
