@@ -210,6 +210,8 @@ _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
 def _unproved(scene: Scene, look: Look) -> str | None:
     """What is missing before the candidate may get (more) traffic; None when all is proved by this very look."""
     digest = scene.subject.candidate.digest
+    if scene.blind_seconds > scene.spec.outage_budget_seconds:
+        return "it could not be observed for long: the next look decides"
     seen = scene.subject_readiness
     if seen is None:
         return "the candidate is not seen in its slot"

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
@@ -399,9 +400,11 @@ class EveryRun(RuleBasedStateMachine):
             run.sees(decision=approval(run.state, target))
 
 
-TestEveryRun = EveryRun.TestCase
+RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "40"))
+
+TestEveryRun = pytest.mark.timeout(RUNS * 5)(EveryRun.TestCase)
 TestEveryRun.settings = settings(
-    max_examples=int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "40")),
+    max_examples=RUNS,
     stateful_step_count=40,
     deadline=None,
     report_multiple_bugs=False,

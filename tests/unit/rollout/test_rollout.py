@@ -202,10 +202,11 @@ def test_a_driver_that_comes_back_after_the_budget_finds_a_pass_too_old_to_raise
     assert rollout.state.phase is Phase.DRAINING
 
 
-def test_a_long_outage_without_weight_ends_nothing() -> None:
+def test_a_long_outage_without_weight_ends_nothing_but_nothing_is_raised_out_of_the_dark() -> None:
     rollout = serving_one()
     rollout.start("new")
-    rollout.after(600).sees(blind_seconds=600)
+    assert isinstance(rollout.after(600).sees(blind_seconds=600), Wait)
+    rollout.after(2).sees(blind_seconds=0)
     assert rollout.state.phase is Phase.CANARY
 
 
