@@ -129,10 +129,10 @@ def peers(
                 own = tuned(rule, [means_of[family]], rate)
                 rows[family] = {"knob": own if math.isfinite(own) else None}
                 for name in LATENCY_ONLY:
-                    pair = [block_means(t, metric) for t in shifted[family, name]]
+                    b, c = (block_means(t, metric) for t in shifted[family, name])
                     rows[family][name] = {
-                        "own": _summary(delays(rule, own, *pair, setting.block)),
-                        "everywhere": _summary(delays(rule, everywhere, *pair, setting.block)),
+                        "own": _summary(delays(rule, own, b, c, setting.block)),
+                        "everywhere": _summary(delays(rule, everywhere, b, c, setting.block)),
                     }
             out[f"{peer}, {metric.upper()}"] = {
                 "everywhere": everywhere if math.isfinite(everywhere) else None,

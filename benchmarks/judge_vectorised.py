@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.judge_families import Setting, Sums, TrackBlocks
 from lockgate.domain.judge import DEFAULT_METRICS, JudgeConfig
-from lockgate.domain.judge.proportion import dispersion, log_e_above, log_e_below, log_e_split
+from lockgate.domain.judge.proportion import dispersion, log_e_both, log_e_split
 from lockgate.domain.judge.shift import ShiftEvidence, log_mean, nuisance_grid
 
 Array = NDArray[np.float64]
@@ -130,9 +130,9 @@ def shares(
     """RATIO metrics, and MIX for two categories (both of which change alike)."""
     metric = DEFAULT_METRICS[name]
     counts = _paid(*baseline, *canary)
-    above, below = log_e_above(*counts, metric.margin), log_e_below(*counts, metric.margin)
+    above, below = log_e_both(*counts, metric.margin)
     if metric.kind == "mix":
-        down, up = log_e_below(*counts, -metric.margin), log_e_above(*counts, -metric.margin)
+        up, down = log_e_both(*counts, -metric.margin)
         # as in the product: the mean over categories and directions; the third category is empty
         above = np.logaddexp(above, down) + np.log(2.0 / 6.0)
         below = np.minimum(below, up)

@@ -108,6 +108,12 @@ def _is_engine(sample: str) -> bool:
     return not sample.startswith(_GATEWAY_PREFIXES)
 
 
+def _per_bucket(histogram: Histogram) -> np.ndarray:
+    counts = np.array(histogram.cumulative)
+    counts[1:] -= counts[:-1].copy()
+    return counts
+
+
 class IncrementReader:
     """Turns one instance's scrapes, in order of time, into increments."""
 
@@ -138,14 +144,14 @@ class IncrementReader:
             last.counters[name] = value
         for name, histogram in scrape.histograms.items():
             previous = last.histograms.get(name)
-            counts = np.diff(np.array(histogram.cumulative), prepend=0.0)
+            counts = _per_bucket(histogram)
             total = histogram.sum
             if previous is not None:
                 if (
                     previous.le == histogram.le
                     and previous.cumulative[-1] <= histogram.cumulative[-1]
                 ):
-                    step = counts - np.diff(np.array(previous.cumulative), prepend=0.0)
+                    step = counts - _per_bucket(previous)
                     fell = bool((step < 0).any()) or histogram.sum < previous.sum * (1 - 1e-9)
                 else:
                     step, fell = counts, True

@@ -28,6 +28,18 @@ class Counts:
     canary_events: float
     canary_trials: float
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """The four counts, as the functions below take them."""
+        four = (
+            self.baseline_events,
+            self.baseline_trials,
+            self.canary_events,
+            self.canary_trials,
+        )
+        kb, nb, kc, nc = (np.asarray(x, dtype=float) for x in four)
+        return kb, nb, kc, nc
+
     def scaled(self, dispersion: float) -> Counts:
         """The same shares on 1 / dispersion of the trials."""
         return Counts(
@@ -103,52 +115,38 @@ def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLi
     return log_likelihood(kb, nb, share) + log_likelihood(kc, nc, canary)
 
 
+def log_e_both(
+    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
+) -> tuple[Array, Array]:
+    """Log e-values against "canary's share - baseline's share <= bound" and against ">= bound".
+
+    kb, nb, kc, nc: events and trials of baseline and canary. All vectorised.
+    """
+    kb_, nb_, kc_, nc_, bound_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
+    mixture = _log_alternative(kb_, nb_, kc_, nc_)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share_b, share_c = kb_ / nb_, kc_ / nc_
+        free = log_likelihood(kb_, nb_, share_b) + log_likelihood(kc_, nc_, share_c)
+        edge = mixture - _constrained(kb_, nb_, kc_, nc_, bound_)
+        inside = mixture - free
+        known = (nb_ > 0) & (nc_ > 0)
+        above = np.where(known, np.where(share_c - share_b > bound_, edge, inside), 0.0)
+        below = np.where(known, np.where(share_c - share_b < bound_, edge, inside), 0.0)
+    return above, below
+
+
 def log_e_above(
     kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
 ) -> Array:
-    """Log e-value against "canary's share - baseline's share <= bound" (all vectorised)."""
-    arrays = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
-    return _log_e(*arrays, above=True)
+    """Log e-value against "canary's share - baseline's share <= bound"."""
+    return log_e_both(kb, nb, kc, nc, bound)[0]
 
 
 def log_e_below(
     kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
 ) -> Array:
-    """Log e-value against "canary's share - baseline's share >= bound" (all vectorised)."""
-    arrays = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
-    return _log_e(*arrays, above=False)
-
-
-def _log_e(kb: Array, nb: Array, kc: Array, nc: Array, bound: Array, *, above: bool) -> Array:
-    mixture = _log_alternative(*np.broadcast_arrays(kb, nb, kc, nc))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        difference = kc / nc - kb / nb
-        beyond = difference > bound if above else difference < bound
-        free = log_likelihood(kb, nb, kb / nb) + log_likelihood(kc, nc, kc / nc)
-    best = np.where(beyond, _constrained(kb, nb, kc, nc, bound), free)
-    out: Array = np.where((nb > 0) & (nc > 0), mixture - best, 0.0)
-    return out
-
-
-def log_e_difference_above(counts: Counts, bound: ArrayLike) -> Array:
-    return log_e_above(
-        counts.baseline_events,
-        counts.baseline_trials,
-        counts.canary_events,
-        counts.canary_trials,
-        bound,
-    )
-
-
-def log_e_difference_below(counts: Counts, bound: ArrayLike) -> Array:
     """Log e-value against "canary's share - baseline's share >= bound"."""
-    return log_e_below(
-        counts.baseline_events,
-        counts.baseline_trials,
-        counts.canary_events,
-        counts.canary_trials,
-        bound,
-    )
+    return log_e_both(kb, nb, kc, nc, bound)[1]
 
 
 _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
@@ -161,17 +159,8 @@ def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, fl
     if counts.baseline_trials <= 0 or counts.canary_trials <= 0:
         return -1.0, 1.0
     grid = np.clip(counts.difference + _DIFFERENCES, -1.0, 1.0)
-    kb, nb, kc, nc = (
-        np.asarray(x)
-        for x in (
-            counts.baseline_events,
-            counts.baseline_trials,
-            counts.canary_events,
-            counts.canary_trials,
-        )
-    )
-    mixture = _log_alternative(kb, nb, kc, nc)
-    inside = mixture - _constrained(kb, nb, kc, nc, grid) < log_threshold
+    mixture = _log_alternative(*counts.arrays)
+    inside = mixture - _constrained(*counts.arrays, grid) < log_threshold
     at = np.flatnonzero(inside)
     if at.size == 0:
         return counts.difference, counts.difference

@@ -82,10 +82,8 @@ class ShareDifference(Evaluator):
             counts.canary_trials,
         )
         paid = counts.scaled(self._history.dispersion())
-        self._raise_to(
-            float(proportion.log_e_difference_above(paid, self.metric.margin)),
-            float(proportion.log_e_difference_below(paid, self.metric.margin)),
-        )
+        above, below = proportion.log_e_both(*paid.arrays, self.metric.margin)
+        self._raise_to(float(above), float(below))
 
     def describe(self) -> Evidence:
         if self._described_at != self._blocks:
@@ -133,20 +131,12 @@ class CategoryMix(Evaluator):
                 history.add(track, self._open[track][category], trials)
             self._open[track] = dict.fromkeys(self.metric.categories, 0.0)
         self._blocks += 1
-        worse: list[float] = []
-        within: list[float] = []
-        for history in self._history.values():
-            counts = history.counts()
-            paid = counts.scaled(history.dispersion())
-            margin = self.metric.margin
-            worse += [
-                float(proportion.log_e_difference_above(paid, margin)),
-                float(proportion.log_e_difference_below(paid, -margin)),
-            ]
-            within += [
-                float(proportion.log_e_difference_below(paid, margin)),
-                float(proportion.log_e_difference_above(paid, -margin)),
-            ]
+        paid = [h.counts().scaled(h.dispersion()).arrays for h in self._history.values()]
+        counted = np.array(paid).T[..., None]
+        margins = np.array([self.metric.margin, -self.metric.margin])
+        above, below = proportion.log_e_both(*counted, margins)
+        worse = [*above[:, 0].tolist(), *below[:, 1].tolist()]
+        within = [*below[:, 0].tolist(), *above[:, 1].tolist()]
         counts = next(iter(self._history.values())).counts()
         self.evidence.n_baseline, self.evidence.n_canary = (
             counts.baseline_trials,
