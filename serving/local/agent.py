@@ -13,11 +13,10 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,22 +26,21 @@ from lockgate.errors import ClusterError, LockgateError
 from serving.local.api import StatusApi
 from serving.local.config import AgentConfig
 from serving.local.cpu_pool import CpuPool
-from serving.local.desired import DesiredModel, DesiredSlot, PodTemplate, read_model
-from serving.local.envoy_config import GatewayModel
+from serving.local.desired import DesiredModel, read_model
+from serving.local.envoy_config import Address, GatewayModel
+from serving.local.fleet import Fleet
 from serving.local.follow import Follower, ModelFiles
 from serving.local.gateway import Gateway
 from serving.local.images import Admission, StoreAdmission
-from serving.local.pods import Pod, PodContext
-from serving.local.records import PodRecord, read_records, write_record
+from serving.local.pods import PodContext
 from serving.local.reporting import Applied, cluster_status
-from serving.local.slots import PodView, plan_pods
 from serving.local.status import ClusterStatus
+from serving.ports import listening
 from serving.processes import ProcessId
 
 log = logging.getLogger(__name__)
 
 _RECONCILE_SECONDS = 1.0
-_LOGS_KEPT = 60
 
 
 class Agent:
@@ -59,23 +57,26 @@ class Agent:
         self.taken_up: dict[str, Applied] = {}
         self.applied: dict[str, Applied] = {}
         self.errors: dict[str, str] = {}
-        self.pods: dict[str, Pod] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._follower = Follower(config)
+        self._last_good = config.directory / "last-good.json"
         self._wake = asyncio.Event()
         self._look = asyncio.Event()
         self._progress = asyncio.Condition()
+        self._told = 0
         self._looks = 0
         self._applies_begun = 0
         self._applies_done = 0
         self._client = httpx.AsyncClient(trust_env=False, timeout=5)
-        self._pod_context = PodContext(
-            config=config,
-            admission=admission or StoreAdmission(config),
-            pool=CpuPool(config.cpu_pool),
-            client=self._client,
-            changed=self._wake.set,
-            withdrawn=self._withdrawn,
+        self.fleet = Fleet(
+            config,
+            PodContext(
+                config=config,
+                admission=admission or StoreAdmission(config),
+                pool=CpuPool(config.cpu_pool),
+                client=self._client,
+                changed=self._wake.set,
+                withdrawn=self._withdrawn,
+            ),
         )
         self.gateway = Gateway(
             config.gateway,
@@ -91,11 +92,14 @@ class Agent:
         )
         loops = [asyncio.create_task(self.gateway.process.run())]
         try:
-            self._adopt()
+            self.fleet.adopt()
             # What was wanted before comes first: the remote may be away.
-            last = await asyncio.to_thread(self._follower.last)
-            if last is not None:
-                await self._take_up(last)
+            try:
+                last = await asyncio.to_thread(self._follower.last)
+                if last is not None:
+                    await self._take_up(last)
+            except LockgateError as error:
+                log.error("what was wanted before cannot be read: %s", error.message)
             _write_record(self.config, api.port)
             loops += [
                 asyncio.create_task(self._follow()),
@@ -106,9 +110,10 @@ class Agent:
             for task in done:
                 task.result()
         finally:
-            for task in (*loops, *self._tasks.values()):
+            for task in loops:
                 task.cancel()
-            await asyncio.gather(*loops, *self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self.fleet.leave()
             api.close()
             await self._client.aclose()
 
@@ -129,10 +134,12 @@ class Agent:
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while not await done():
+                while True:
+                    seen = self._told
+                    if await done():
+                        return True
                     async with self._progress:
-                        await self._progress.wait()
-                return True
+                        await self._progress.wait_for(partial(self._told_after, seen))
         return False
 
     async def _follow(self) -> None:
@@ -156,41 +163,56 @@ class Agent:
         """Makes the manifests of `commit` what is wanted. A model whose files are bad keeps what it had."""
         files, errors = await asyncio.to_thread(self._follower.read, commit)
         wanted: dict[str, DesiredModel] = {}
+        taken_up: dict[str, Applied] = {}
         for item in files:
             try:
                 wanted[item.model] = read_model(item.model, item.objects, item.state)
+                taken_up[item.model] = Applied(commit, _generation(item))
             except LockgateError as error:
                 errors[item.model] = error.message
         for model, message in errors.items():
             log.error("%s at %s: %s", model, commit[:12], message)
-            if model in self.desired:
-                wanted[model] = self.desired[model]
-        self.taken_up = {
-            item.model: Applied(commit, _generation(item))
-            for item in files
-            if item.model in wanted and item.model not in errors
-        } | {m: a for m, a in self.taken_up.items() if m in errors}
-        self.desired, self.errors, self.head = wanted, errors, commit
+            await self._keep(model, wanted, taken_up)
+        self.taken_up, self.desired = taken_up, wanted
+        self.errors, self.head = errors, commit
+        self._last_good.write_text(json.dumps({m: a.commit for m, a in taken_up.items()}))
         log.info("took up %s: %s", commit[:12], ", ".join(sorted(wanted)) or "no model")
         self._wake.set()
+
+    async def _keep(
+        self, model: str, wanted: dict[str, DesiredModel], taken_up: dict[str, Applied]
+    ) -> None:
+        """What was wanted of a model before its files became bad; after a restart, from the last good commit."""
+        if model in self.desired:
+            wanted[model], taken_up[model] = self.desired[model], self.taken_up[model]
+            return
+        try:
+            commit = json.loads(self._last_good.read_bytes())[model]
+            files, _ = await asyncio.to_thread(self._follower.read, commit)
+            (item,) = (found for found in files if found.model == model)
+            wanted[model] = read_model(model, item.objects, item.state)
+            taken_up[model] = Applied(commit, _generation(item))
+        except (OSError, ValueError, LookupError, LockgateError) as error:
+            log.error("%s: no earlier manifests either: %s", model, error)
 
     async def _reconcile(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _RECONCILE_SECONDS)
             self._wake.clear()
-            self._reap()
-            for model, slot in self._places():
-                self._settle(model, slot)
+            if self.head is None:
+                continue  # nothing is known, so nothing is to be ended
+            self.fleet.settle(self.desired, leave=self.errors)
             self._applies_begun += 1
             begun, head, taken_up = self._applies_begun, self.head, dict(self.taken_up)
             try:
                 await self.gateway.apply(self._gateway_models())
-            except ClusterError as error:
-                if self.gateway.error != error.message:
-                    log.error("%s", error.message)
-                self.gateway.error = error.message
-                self._wake.set()
+            except (ClusterError, OSError) as error:
+                message = error.message if isinstance(error, ClusterError) else str(error)
+                if self.gateway.error != message:
+                    log.error("%s", message)
+                self.gateway.error = message
+                self._wake.set()  # and again at once: requests may be waiting for this
                 await asyncio.sleep(0.1)
             else:
                 self._applies_done = begun
@@ -199,97 +221,17 @@ class Agent:
                     self.synced = head
             await self._tell()
 
-    def _adopt(self) -> None:
-        for record in read_records(self.config):
-            try:
-                template = PodTemplate.parse(record.template)
-            except LockgateError as error:
-                log.error("%s: its record cannot be used: %s", record.name, error.message)
-                continue
-            self._run(Pod(record, template, self._pod_context))
-
-    def _places(self) -> Iterator[tuple[str, Slot]]:
-        """Model and slot of everything wanted or still there."""
-        places = {(m.model, s.slot) for m in self.desired.values() for s in m.slots}
-        places |= {(p.record.model, Slot(p.record.slot)) for p in self.pods.values()}
-        return iter(sorted(places))
-
-    def wanted_slot(self, model: str, slot: Slot) -> DesiredSlot | None:
-        slots = self.desired[model].slots if model in self.desired else ()
-        return next((s for s in slots if s.slot is slot), None)
-
-    def pods_of(self, model: str, slot: Slot) -> list[Pod]:
-        pods = self.pods.values()
-        return [p for p in pods if p.record.model == model and p.record.slot == slot.value]
-
-    def _settle(self, model: str, slot: Slot) -> None:
-        """One step of this slot towards what is wanted."""
-        wanted = self.wanted_slot(model, slot)
-        if wanted is not None and wanted.template is None:
-            return
-        pods = self.pods_of(model, slot)
-        plan = plan_pods(
-            wanted.template.digest if wanted is not None and wanted.template else None,
-            wanted.replicas if wanted is not None else 0,
-            [
-                PodView(p.name, p.template.digest, p.ready, p.terminating, p.record.created)
-                for p in pods
-            ],
-            max_surge=wanted.max_surge if wanted is not None else 0,
-            max_unavailable=wanted.max_unavailable if wanted is not None else 0,
-        )
-        for name in plan.terminate:
-            log.info("%s: to be ended", name)
-            self.pods[name].terminate()
-        for _ in range(plan.create):
-            assert wanted is not None and wanted.template is not None
-            self._create(model, wanted, wanted.template)
-
-    def _create(self, model: str, wanted: DesiredSlot, template: PodTemplate) -> None:
-        record = PodRecord(
-            name=f"{wanted.name}-{template.digest.hex[:8]}-{secrets.token_hex(3)}",
-            model=model,
-            slot=wanted.slot.value,
-            deployment=wanted.name,
-            template=dict(wanted.raw_template),
-            created=time.time(),
-        )
-        write_record(self.config.pods / record.name, record)
-        log.info("%s: created for %s", record.name, template.candidate)
-        self._run(Pod(record, template, self._pod_context))
-
-    def _run(self, pod: Pod) -> None:
-        self.pods[pod.name] = pod
-        self._tasks[pod.name] = asyncio.create_task(pod.run(), name=pod.name)
-        self._tasks[pod.name].add_done_callback(lambda _: self._wake.set())
-
-    def _reap(self) -> None:
-        for name, task in list(self._tasks.items()):
-            if not task.done():
-                continue
-            error = task.exception()
-            if error is not None:
-                # A fault of this program: the pod is taken up again as a new agent would take it up.
-                log.error("%s: %r", name, error, exc_info=error)
-                pod = self.pods[name]
-                self._run(Pod(pod.record, pod.template, self._pod_context))
-            elif self.pods[name].gone:
-                del self.pods[name], self._tasks[name]
-        for old in sorted(self.config.logs.glob("*.log"), key=_modified)[:-_LOGS_KEPT]:
-            if old.stem not in self.pods:
-                old.unlink(missing_ok=True)
-
     def _gateway_models(self) -> dict[str, GatewayModel]:
-        endpoints: dict[str, dict[Slot, list[tuple[str, int]]]] = {}
-        for model, slot in self._places():
-            ready = [p.address for p in self.pods_of(model, slot) if p.address is not None]
-            endpoints.setdefault(model, {})[slot] = sorted(ready)
+        endpoints: dict[str, dict[Slot, tuple[Address, ...]]] = {m: {} for m in self.desired}
+        for model, slot in self.fleet.places(self.desired):
+            ready = self.fleet.ready_addresses(model, slot)
+            endpoints.setdefault(model, {})[slot] = ready
         return {
             model: GatewayModel(
                 model=model,
                 port=self.gateway.port(model),
                 route=self.desired[model].route if model in self.desired else None,
-                endpoints={s: tuple(a) for s, a in slots.items()},
+                endpoints=slots,
             )
             for model, slots in endpoints.items()
         }
@@ -301,8 +243,12 @@ class Agent:
         async with self._progress:
             await self._progress.wait_for(lambda: self._applies_done > begun)
 
+    def _told_after(self, seen: int) -> bool:
+        return self._told > seen
+
     async def _tell(self) -> None:
         async with self._progress:
+            self._told += 1
             self._progress.notify_all()
 
     def _api_port(self) -> int:
@@ -313,20 +259,11 @@ class Agent:
             port = int(json.loads(self.config.record.read_bytes())["api_port"])
         except (OSError, ValueError, LookupError, TypeError):
             return 0
-        from serving.ports import listening
-
         return 0 if listening(port) else port
 
 
 def _generation(files: ModelFiles) -> int | None:
     return files.state.generation if files.state is not None else None
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _write_record(config: AgentConfig, api_port: int) -> None:

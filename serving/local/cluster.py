@@ -99,8 +99,8 @@ class LocalCluster:
             process, record = running
             if record.get("config") != config.content_digest():
                 self._stop_agent(process)
-            elif self._locked():
-                return self._wait_up(timeout_seconds)
+            elif (status := self._wait_up(timeout_seconds)) is not None:
+                return status
         path = self.directory / "agent-config.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(config.model_dump_json(indent=1))
@@ -118,7 +118,12 @@ class LocalCluster:
                 )
         except OSError as error:
             raise ClusterError(f"the agent cannot be started: {error}") from error
-        return self._wait_up(timeout_seconds, handle)
+        status = self._wait_up(timeout_seconds, handle)
+        if status is None:
+            raise ClusterError(
+                f"the agent ended (exit code {handle.poll()}):\n{log_tail(self.log)}", log=self.log
+            )
+        return status
 
     def down(self, *, timeout_seconds: float = 20.0) -> None:
         """Ends the agent, the gateway and all servers of this cluster, and nothing else. Logs and ports stay.
@@ -248,8 +253,8 @@ class LocalCluster:
 
     def _wait_up(
         self, timeout_seconds: float, handle: subprocess.Popen[bytes] | None = None
-    ) -> ClusterStatus:
-        """Until an agent answers: the one started here, or another that was quicker."""
+    ) -> ClusterStatus | None:
+        """Until an agent answers: the one started here, or another that was quicker. None if there is none any more."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             with contextlib.suppress(ClusterError):
@@ -258,9 +263,7 @@ class LocalCluster:
                     return status
             code = handle.poll() if handle is not None else None
             if (handle is None or code is not None) and not self._locked():
-                raise ClusterError(
-                    f"the agent ended (exit code {code}):\n{log_tail(self.log)}", log=self.log
-                )
+                return None
             if time.monotonic() >= deadline:
                 raise ClusterError(
                     f"the embedded cluster did not come up within {timeout_seconds:.0f} s",

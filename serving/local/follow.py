@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,24 +76,33 @@ class Follower:
             is_manifest = parts[3] == "manifests" and path.endswith((".yaml", ".yml"))
             if is_manifest or parts[3:] == ["release.yaml"]:
                 paths.setdefault(parts[1], []).append(path)
+        texts = self._texts(commit, [path for files in paths.values() for path in files])
         models, errors = [], {}
         for model, files in sorted(paths.items()):
             try:
-                models.append(self._read_model(commit, model, files))
-            except (GitError, yaml.YAMLError) as error:
+                models.append(_parse(model, {path: texts[path] for path in files}))
+            except (GitError, yaml.YAMLError, UnicodeDecodeError) as error:
                 errors[model] = f"the files of {model} cannot be read: {error}"
         return models, errors
 
-    def _read_model(self, commit: str, model: str, files: Sequence[str]) -> ModelFiles:
-        state, objects = None, []
-        for path in files:
-            text = self._git("cat-file", "blob", f"{commit}:{path}")
-            if path.endswith("/release.yaml"):
-                state = load_state(text, path)
-            else:
-                loaded = yaml.load_all(text, Loader=_Loader)
-                objects += [item for item in loaded if isinstance(item, dict)]
-        return ModelFiles(model, state, tuple(objects))
+    def _texts(self, commit: str, paths: Sequence[str]) -> dict[str, bytes]:
+        """All files in one go: a rollback waits for this."""
+        if not paths:
+            return {}
+        if any("\n" in path for path in paths):
+            raise GitError("a file name in the repository contains a line break")
+        wanted = "".join(f"{commit}:{path}\n" for path in paths).encode()
+        done = self._run(("cat-file", "--batch"), wanted)
+        output, position, texts = done.stdout, 0, {}
+        for path in paths:
+            end = output.find(b"\n", position)
+            header = output[position:end].split()
+            if done.returncode != 0 or end < 0 or len(header) != 3 or header[1] != b"blob":
+                raise GitError(f"{path} cannot be read at {commit}: {done.stderr[-300:]!r}")
+            size = int(header[2])
+            texts[path] = output[end + 1 : end + 1 + size]
+            position = end + 1 + size + 1
+        return texts
 
     def _init(self) -> None:
         if not (self._mirror / "HEAD").exists():
@@ -108,14 +117,16 @@ class Follower:
             )
         return done.stdout.decode(errors="replace")
 
-    def _run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self, arguments: Sequence[str], stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
         environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
         try:
             return subprocess.run(
                 ["git", f"--git-dir={self._mirror}", *arguments],
                 capture_output=True,
                 timeout=_TIMEOUT_SECONDS,
-                stdin=subprocess.DEVNULL,
+                input=stdin,
                 env={
                     **environment,
                     "GIT_TERMINAL_PROMPT": "0",
@@ -128,3 +139,14 @@ class Follower:
             raise GitError(f"git {arguments[0]} did not end within {_TIMEOUT_SECONDS} s") from error
         except OSError as error:
             raise GitError(f"git cannot be run: {error}") from error
+
+
+def _parse(model: str, texts: Mapping[str, bytes]) -> ModelFiles:
+    state, objects = None, []
+    for path, text in texts.items():
+        if path.endswith("/release.yaml"):
+            state = load_state(text.decode(), path)
+        else:
+            loaded = yaml.load_all(text, Loader=_Loader)
+            objects += [item for item in loaded if isinstance(item, dict)]
+    return ModelFiles(model, state, tuple(objects))

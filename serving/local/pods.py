@@ -69,7 +69,6 @@ class Pod:
     def __init__(self, record: PodRecord, template: PodTemplate, context: PodContext) -> None:
         self.record = record
         self.template = template
-        self.gone = False
         self.refusal: str | None = None
         self.waiting: str | None = None
         self._context = context
@@ -145,7 +144,6 @@ class Pod:
                 await self._attend()
         await self._end()
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.gone = True
         self._context.changed()
 
     async def _start(self) -> bool:

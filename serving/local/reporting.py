@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lockgate.domain.release_state import Slot
 from serving.local.envoy_config import GatewayModel, versioned_route
+from serving.local.fleet import desired_slot
 from serving.local.status import (
     ClusterStatus,
     GatewayStatus,
@@ -32,7 +33,9 @@ class Applied:
 def cluster_status(agent: Agent) -> ClusterStatus:
     """A snapshot; called in the agent's event loop."""
     config, process = agent.config, agent.gateway.process
-    models = sorted({*agent.desired, *agent.errors, *(p.record.model for p in agent.pods.values())})
+    models = sorted(
+        {*agent.desired, *agent.errors, *(p.record.model for p in agent.fleet.pods.values())}
+    )
     return ClusterStatus(
         cluster=config.cluster,
         pid=os.getpid(),
@@ -59,7 +62,7 @@ def _model(agent: Agent, model: str) -> ModelStatus:
     slots = {
         slot: _slot(agent, model, slot)
         for slot in Slot
-        if agent.wanted_slot(model, slot) is not None or agent.pods_of(model, slot)
+        if desired_slot(agent.desired, model, slot) is not None or agent.fleet.of(model, slot)
     }
     applied = agent.applied.get(model)
     return ModelStatus(
@@ -81,10 +84,7 @@ def _route(agent: Agent, model: str, slots: list[Slot]) -> RouteStatus | None:
         model=model,
         port=agent.gateway.port(model),
         route=desired.route,
-        endpoints={
-            slot: tuple(sorted(p.address for p in agent.pods_of(model, slot) if p.address))
-            for slot in slots
-        },
+        endpoints={slot: agent.fleet.ready_addresses(model, slot) for slot in slots},
     )
     _, version = versioned_route(gateway)
     return RouteStatus(
@@ -96,7 +96,7 @@ def _route(agent: Agent, model: str, slots: list[Slot]) -> RouteStatus | None:
 
 
 def _slot(agent: Agent, model: str, slot: Slot) -> SlotStatus:
-    wanted, pods = agent.wanted_slot(model, slot), agent.pods_of(model, slot)
+    wanted, pods = desired_slot(agent.desired, model, slot), agent.fleet.of(model, slot)
     template = wanted.template.digest if wanted is not None and wanted.template else None
     current = [pod for pod in pods if pod.template.digest == template]
     refusals = [pod.refusal for pod in current if pod.refusal]
@@ -110,7 +110,7 @@ def _slot(agent: Agent, model: str, slot: Slot) -> SlotStatus:
         ready=sum(pod.ready for pod in pods),
         updated=sum(pod.ready for pod in current),
         restarts=sum(pod.record.restarts for pod in current),
-        pods=tuple(pod.status() for pod in sorted(pods, key=lambda p: p.record.created)),
+        pods=tuple(pod.status() for pod in pods),
         refusals=tuple(refusals),
         waiting=tuple(pod.waiting for pod in current if pod.waiting),
     )

@@ -286,3 +286,42 @@ def test_a_taken_api_port_is_an_error_that_names_it(world: World, tmp_path: Path
         settings["directory"] = tmp_path / "other"
         with pytest.raises(ClusterError, match="Address already in use"):
             LocalCluster(**settings).up(timeout_seconds=30)
+
+
+def test_manifests_that_cannot_be_read_change_nothing_not_even_after_a_restart(
+    world: World,
+) -> None:
+    world.release_first("one")
+    before = pids(world)
+    manifests = world.checkout / "models" / MODEL / "local" / "manifests"
+    (manifests / f"httproute-{MODEL}.yaml").write_text("kind: [")
+    world.commit()
+    status = world.until(lambda s: s.models[MODEL].error is not None)
+    assert status.synced != status.head
+    assert world.ask().json()["server"] == "one"
+    os.kill(status.pid, signal.SIGKILL)
+    world.cluster.up()
+    status = world.until(
+        lambda s: s.models[MODEL].route is not None and s.models[MODEL].route.loaded
+    )
+    assert status.models[MODEL].error is not None
+    assert pids(world) == before
+    assert world.ask().json()["server"] == "one"
+
+
+def test_a_cluster_that_lost_its_mirror_and_its_remote_ends_nothing(world: World) -> None:
+    import shutil
+
+    world.release_first("one")
+    before = world.cluster.status()
+    os.kill(before.pid, signal.SIGKILL)
+    (world.root / "remote.git").rename(world.root / "away.git")
+    shutil.rmtree(world.root / "cluster" / "mirror.git")
+    world.cluster.up()
+    time.sleep(2)
+    assert world.ask().json()["server"] == "one"
+    (world.root / "away.git").rename(world.root / "remote.git")
+    status = world.until(lambda s: s.synced is not None)
+    assert [p.pid for p in status.models[MODEL].slots["a"].pods] == [
+        p.pid for p in before.models[MODEL].slots["a"].pods
+    ]
