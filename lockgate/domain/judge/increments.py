@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockgate.domain.trace import Histogram, Scrape
 
@@ -108,8 +109,8 @@ def _is_engine(sample: str) -> bool:
     return not sample.startswith(_GATEWAY_PREFIXES)
 
 
-def _per_bucket(histogram: Histogram) -> np.ndarray:
-    counts = np.array(histogram.cumulative)
+def _per_bucket(histogram: Histogram) -> NDArray[np.float64]:
+    counts: NDArray[np.float64] = np.array(histogram.cumulative, dtype=float)
     counts[1:] -= counts[:-1].copy()
     return counts
 

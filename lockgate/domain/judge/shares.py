@@ -132,9 +132,9 @@ class CategoryMix(Evaluator):
             self._open[track] = dict.fromkeys(self.metric.categories, 0.0)
         self._blocks += 1
         paid = [h.counts().scaled(h.dispersion()).arrays for h in self._history.values()]
-        counted = np.array(paid).T[..., None]
+        kb, nb, kc, nc = np.array(paid).T[..., None]
         margins = np.array([self.metric.margin, -self.metric.margin])
-        above, below = proportion.log_e_both(*counted, margins)
+        above, below = proportion.log_e_both(kb, nb, kc, nc, margins)
         worse = [*above[:, 0].tolist(), *below[:, 1].tolist()]
         within = [*below[:, 0].tolist(), *above[:, 1].tolist()]
         counts = next(iter(self._history.values())).counts()
