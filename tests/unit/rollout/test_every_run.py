@@ -139,21 +139,26 @@ class EveryRun(RuleBasedStateMachine):
             ["pass", "pass", "pass", "fail", "insufficient_data", "metrics_outage"]
         )
     )
-    def a_driver_sees_all_well_and_a_verdict(self, word: str) -> None:
+    def a_driver_sees_all_well_and_a_verdict_a_minute_later(self, word: str) -> None:
+        self.now += timedelta(seconds=60)
         self.observe(look(self.state, verdict=verdict(word, self.now)))
 
     @rule(
-        lacking=st.sampled_from(["a", "b", "smoke", "verification", "fallback_verification"]),
+        lacking=st.sampled_from(
+            ["a", "a", "b", "b", "smoke", "verification", "fallback_verification"]
+        ),
         name=st.none() | st.sampled_from(NAMES),
         word=st.sampled_from(["pass", "fail"]),
     )
     def a_driver_sees_all_well_but_for_one_thing(
         self, lacking: str, name: str | None, word: str
     ) -> None:
-        """One thing unseen, or seen of some other candidate."""
+        """One thing unseen, or unfit, or seen of some other candidate; a minute later."""
+        self.now += timedelta(seconds=60)
         other: Any = None
         if name is not None:
-            digest = candidate(name).digest
+            slot = {"a": self.state.a, "b": self.state.b}.get(lacking)
+            digest = (slot or occupant(name)).candidate.digest
             other = (
                 SlotReadiness(candidate=digest, ready=True, sized=False)
                 if lacking in ("a", "b")
