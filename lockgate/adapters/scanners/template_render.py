@@ -9,7 +9,7 @@ from lockgate.domain.scanning.problems import Problem, critical, high, medium, q
 from lockgate.errors import ScannerError
 
 TIMEOUT = 30.0
-"""Wall-clock seconds for one template; the process is also held to three CPU seconds."""
+"""Wall-clock seconds for one template; the process is also held to two CPU seconds."""
 
 
 def render_template(source: str, log: Path) -> list[Problem]:

@@ -9,7 +9,7 @@ from lockgate.adapters.scanners.worker import begin, say
 from lockgate.domain.scanning import templates
 
 MEMORY = 1 << 30
-CPU_SECONDS = 3
+CPU_SECONDS = 2
 
 
 def _render(template: jinja2.Template, sample: dict[str, object]) -> tuple[str, str]:

@@ -76,7 +76,7 @@ def convert(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
     channel.progress("load", 0.1, f"dequantizing {source.name}")
     place, name = str(source.parent), source.name
-    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
     if not tokenizer.chat_template and job.get("require_chat_template", True):
         raise Unusable(f"{name} carries no chat template")
     facts = metadata(source)

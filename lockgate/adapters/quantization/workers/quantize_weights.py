@@ -122,7 +122,7 @@ def quantize(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
         raise Unusable("the source is quantized already")
     channel.progress("load", 0.3, "loading the source")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, dtype="auto", trust_remote_code=False
+        source, dtype="auto", trust_remote_code=False, use_safetensors=True
     )
     layers = linear_layers(model)
     if not layers:
