@@ -170,8 +170,12 @@ def _samples(text: str, cluster: str | None) -> Iterator[tuple[str, str, Mapping
             if cluster is None:
                 if not name.startswith(ENGINE_PREFIXES):
                     continue
-            elif labels.get("envoy_cluster_name") != cluster or not _of_gateway(name):
-                continue
+            else:
+                # The parser gives every counter the ending `_total`; most of Envoy's have none.
+                if not _of_gateway(name):
+                    name = name.removesuffix("_total")
+                if labels.get("envoy_cluster_name") != cluster or not _of_gateway(name):
+                    continue
             if family.type in ("counter", "gauge", "histogram"):
                 yield family.type, name, labels, sample.value
 

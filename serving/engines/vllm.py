@@ -60,7 +60,7 @@ def _preferred(
 
 
 def _buckets(low: float, dense_from: float, dense_to: float, high: float) -> list[float]:
-    """Steps of 12% where service levels lie, of 58% outside.
+    """Steps of about 12% where service levels lie, of 58% outside.
 
     vLLM's own buckets double from one to the next just there, and a latency shift of 20% moves nothing across a bound.
     """

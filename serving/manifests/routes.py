@@ -14,7 +14,7 @@ _TIMEOUTS = {"request": "0s", "backendRequest": "0s"}
 
 def route_rules(state: ReleaseState) -> list[dict[str, Any]]:
     """The HTTPRoute's rules: one for each slot that a header forces, then the weighted one."""
-    weights = state.weights()
+    weights = _weights(state)
     forced = [
         {
             "matches": [
@@ -36,6 +36,11 @@ def route_rules(state: ReleaseState) -> list[dict[str, Any]]:
     return [*forced, weighted] if weights else []
 
 
+def _weights(state: ReleaseState) -> dict[Slot, int]:
+    """By slot, not by role: a promotion changes two numbers in the route and nothing else."""
+    return dict(sorted(state.weights().items()))
+
+
 def failover_slots(state: ReleaseState) -> tuple[Slot, ...]:
     """Slots that may take all traffic when the other one has no ready replica.
 
@@ -43,7 +48,7 @@ def failover_slots(state: ReleaseState) -> tuple[Slot, ...]:
     verdict at any weight may not.
     """
     slots = []
-    for slot, weight in state.weights().items():
+    for slot, weight in _weights(state).items():
         if slot is state.stable or weight > 0 or state.phase is Phase.BAKING:
             slots.append(slot)
     return tuple(slots) if state.stable is not None else ()

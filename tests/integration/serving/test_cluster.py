@@ -250,6 +250,12 @@ def test_metrics_of_both_tracks_and_the_gateway_become_trace_lines(world: World)
         if not line.instance.startswith("gateway-")
     }
     assert by_gateway == by_server
+    classes = [
+        line.counters.get('envoy_cluster_upstream_rq_xx{envoy_response_code_class="2"}')
+        for line in lines
+        if line.instance.startswith("gateway-")
+    ]
+    assert sum(n for n in classes if n is not None) == 40
     assert sum(by_gateway.values()) == 40
     assert min(by_gateway.values()) > 4
     rows = AccessLogReader(world.cluster.access_log, model=MODEL).read(tracks)
