@@ -98,8 +98,11 @@ class Pairs:
         return self._tango(alpha, side) if self.binary else self._student(alpha, side)
 
     def _padded(self) -> NDArray[np.float64]:
-        both = np.concatenate([self.candidate, self.stable])
-        reach = max(float(both.max() - both.min()), 1.0 if self.binary else _EDGE)
+        """The differences with one more each way: as large as the largest, or as one could be where all are zero."""
+        reach = 1.0 if self.binary else float(np.abs(self.differences).max())
+        if reach == 0:
+            both = np.concatenate([self.candidate, self.stable])
+            reach = max(float(both.max() - both.min()), _EDGE)
         return np.concatenate([self.differences, [reach, -reach]])
 
     def _student(self, alpha: float, side: float) -> float:

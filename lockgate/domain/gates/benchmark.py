@@ -1,10 +1,10 @@
 """The benchmark gate: is the candidate, on the same hardware, no slower than stable by more than the margin?
 
-Each load profile is held against the absolute limits first, then against stable's result for the same profile: the ratio of
-medians (time to first token, time per output token) and of means (end to end, which at a fixed concurrency is throughput),
-with a block bootstrap over the single requests, since neighbouring requests share the machine's mood. The candidate passes
-if every ratio's upper bound is within the margin, fails if any lower bound is beyond it (level shared out), and otherwise
-there were too few requests. Results of other hardware are never compared with each other, and the result says so.
+Each load profile is held against the absolute limits first, then against stable's result for the same profile: how many
+times longer are time to first token, time per output token and the whole request (which at a fixed concurrency is
+throughput), with an exact interval over the single requests (`lockgate.domain.ratios`). The candidate passes if every upper
+bound is within the margin, fails if any lower bound is beyond it (level shared out), and otherwise there were too few
+requests. Results of other hardware are never compared with each other, and the result says so.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockgate.domain.evidence import BenchmarkEvidence, ProfileResult
 from lockgate.domain.gates.base import Decision, GateResult
+from lockgate.domain.ratios import BATCHES, ratio_of
 from lockgate.domain.spec import BenchmarkProfile, BenchmarkSpec
 
 GATE = "benchmark"
 ALPHA = 0.05
 """Chance that a candidate exactly at the margin passes (noise within a run; see the calibration page for noise between)."""
 
-RESAMPLES = 2000
-FEWEST_REQUESTS = 8
-_SEED = 7
-
 
 @dataclass(frozen=True)
 class _Compared:
     metric: str
     key: str
-    statistic: str
+    statistic: Literal["p50", "mean"]
 
 
 _COMPARED = (
@@ -126,8 +123,8 @@ def _judge_relative(
             "margin": spec.margin,
         }
         name = f"{own.profile}: {compared.metric}"
-        if fewest < FEWEST_REQUESTS:
-            text = f"{name}: {fewest} requests are too few (at least {FEWEST_REQUESTS})"
+        if fewest < BATCHES:
+            text = f"{name}: {fewest} requests are too few (at least {BATCHES})"
             yield Decision.INSUFFICIENT_DATA, text, row
             continue
         if not (np.isfinite(mine).all() and np.isfinite(theirs).all() and theirs.min() > 0):
@@ -144,40 +141,21 @@ def _judge_ratio(
     theirs: NDArray[np.float64],
     row: dict[str, Any],
 ) -> _Judged:
-    ratio, resampled = _ratios(mine, theirs, compared.statistic)
+    ratio = ratio_of(mine, theirs, compared.statistic)
     tests = len(_COMPARED) * len(spec.profiles)
-    lower = float(np.quantile(resampled, ALPHA / tests))
-    upper = float(np.quantile(resampled, 1 - ALPHA))
+    lower, upper = ratio.lower(ALPHA / tests), ratio.upper(ALPHA)
     allowed = 1 + spec.margin
-    row = {**row, "ratio": ratio, "lower": lower, "upper": upper}
+    finite_upper = upper if math.isfinite(upper) else None
+    row = {**row, "ratio": ratio.estimate, "lower": lower, "upper": finite_upper}
     said = (
         f"{name}: {row['candidate']:.1f} ms against stable's {row['stable']:.1f} ms, "
-        f"ratio {ratio:.2f} ({lower:.2f} to {upper:.2f}), allowed {allowed:.2f}"
+        f"ratio {ratio.estimate:.2f} ({lower:.2f} to {upper:.2f}), allowed {allowed:.2f}"
     )
     if upper <= allowed:
         return Decision.PASS, f"{said}: within the margin", row
     if lower > allowed:
         return Decision.FAIL, f"{said}: slower than the margin", row
     return Decision.INSUFFICIENT_DATA, f"{said}: undecided, more requests are needed", row
-
-
-def _ratios(
-    mine: NDArray[np.float64], theirs: NDArray[np.float64], statistic: str
-) -> tuple[float, NDArray[np.float64]]:
-    """The ratio of candidate to stable, and its circular block bootstrap."""
-    random = np.random.default_rng(_SEED)
-    location = np.median if statistic == "p50" else np.mean
-    drawn = [location(_blocks(random, sample), axis=1, keepdims=False) for sample in (mine, theirs)]
-    return float(location(mine) / location(theirs)), drawn[0] / drawn[1]
-
-
-def _blocks(random: np.random.Generator, sample: NDArray[np.float64]) -> NDArray[np.float64]:
-    size = sample.size
-    length = max(1, round(size ** (1 / 3)))
-    count = math.ceil(size / length)
-    starts = random.integers(0, size, (RESAMPLES, count, 1))
-    places = (starts + np.arange(length)) % size
-    return sample[places.reshape(RESAMPLES, -1)[:, :size]]
 
 
 def _limits(spec: BenchmarkSpec) -> Sequence[tuple[str, float | None, str | None, int]]:
