@@ -133,19 +133,45 @@ class ReleaseState(Frozen):
             raise ValueError("the stable slot is empty")
         if self.weight and (self.stable is None or self.occupant(self.stable.other) is None):
             raise ValueError("weight on an empty slot")
-        if self.phase in (*TERMINAL_PHASES, Phase.DEPLOYING, Phase.DRAINING) and self.weight:
-            raise ValueError(f"weight {self.weight} in phase {self.phase}")
-        if self.phase is Phase.CANARY and self.step is None:
-            raise ValueError("a canary without a step")
-        if (self.phase is Phase.HELD) != (self.held_reason is not None) or (
-            self.phase is Phase.HELD
-        ) != (self.held_from is not None):
-            raise ValueError("a hold needs its reason and the phase it interrupts, nothing else does")
+        held = self.phase is Phase.HELD
+        if held != (self.held_reason is not None) or held != (self.held_from is not None):
+            raise ValueError(
+                "a hold needs its reason and the phase it interrupts, nothing else does"
+            )
+        self._check_phase(self.held_from or self.phase)
         for slot, weight in self.weights().items():
             occupant = self.occupant(slot)
             if weight and occupant is not None and self.is_denied(occupant.candidate.digest):
                 raise ValueError(f"weight {weight} on a denylisted candidate in slot {slot}")
         return self
+
+    def _check_phase(self, phase: Phase) -> None:
+        """Which slots are occupied, and which weight they may have, follows from the phase."""
+        free = self.occupant(self.free_slot)
+        if phase is Phase.HELD:
+            raise ValueError("a hold cannot interrupt a hold")
+        if phase in TERMINAL_PHASES:
+            if free is not None or (self.stable is None) != (phase is Phase.EMPTY):
+                raise ValueError(f"the slots do not fit phase {phase}")
+        elif free is None or self.canary is None:
+            raise ValueError(
+                f"phase {phase} needs a candidate in slot {self.free_slot} and a canary spec"
+            )
+        if phase in (Phase.CANARY, Phase.BAKING, Phase.DRAINING) and self.stable is None:
+            raise ValueError(f"phase {phase} without a stable slot")
+        if phase is Phase.CANARY and self.step is None:
+            raise ValueError("a canary without a step")
+        if self.step is None:
+            if self.weight:
+                raise ValueError(f"weight {self.weight} in phase {phase} without a step")
+            return
+        if phase not in (Phase.CANARY, Phase.AWAITING_APPROVAL) or self.canary is None:
+            raise ValueError(f"a step in phase {phase}")
+        if (
+            self.step >= len(self.canary.steps)
+            or self.weight != self.canary.steps[self.step].weight
+        ):
+            raise ValueError(f"weight {self.weight} is not that of step {self.step}")
 
     def occupant(self, slot: Slot) -> Occupant | None:
         return self.a if slot is Slot.A else self.b

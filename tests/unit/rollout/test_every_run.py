@@ -46,7 +46,7 @@ from tests.unit.rollout.world import (
     verdict,
 )
 
-NAMES = ("one", "two", "three")
+NAMES = tuple(f"c{n}" for n in range(12))
 DIGESTS = [candidate(name).digest for name in NAMES]
 QUIET = {Phase.EMPTY, Phase.STABLE}
 
@@ -113,8 +113,16 @@ class EveryRun(RuleBasedStateMachine):
     def the_clock_is_set_back(self, seconds: int) -> None:
         self.now -= timedelta(seconds=seconds)
 
+    @precondition(lambda self: self.state.phase in QUIET)
+    @rule(spec=specs())
+    def a_new_candidate_is_released(self, spec: CanarySpec) -> None:
+        self.begin_release(NAMES[self.releases % len(NAMES)], spec)
+
     @rule(name=st.sampled_from(NAMES), spec=specs())
-    def somebody_starts_a_release(self, name: str, spec: CanarySpec) -> None:
+    def any_candidate_is_released(self, name: str, spec: CanarySpec) -> None:
+        self.begin_release(name, spec)
+
+    def begin_release(self, name: str, spec: CanarySpec) -> None:
         who = occupant(name).model_copy(update={"release": f"r-{self.releases}"})
         digest = who.candidate.digest
         try:
@@ -355,7 +363,15 @@ class EveryRun(RuleBasedStateMachine):
             assert not (weight and self.state.is_denied(who.candidate.digest))
         assert (self.state.release_under_way is None) == (self.state.phase in QUIET)
 
+    @precondition(lambda self: self.state.weight > 0 or self.state.phase is Phase.BAKING)
+    @rule()
+    def every_future_from_here_ends(self) -> None:
+        self.check_futures()
+
     def teardown(self) -> None:
+        self.check_futures()
+
+    def check_futures(self) -> None:
         """From wherever it stands, each of these futures ends the run."""
         under_way = self.state.release_under_way
         if under_way is None:
@@ -410,6 +426,8 @@ RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "40"))
 TestEveryRun = pytest.mark.timeout(RUNS * 5)(EveryRun.TestCase)
 TestEveryRun.settings = settings(
     max_examples=RUNS,
+    # The same runs every time; other ones, and more of them, on demand.
+    derandomize="LOCKGATE_MODEL_CHECKING_RUNS" not in os.environ,
     stateful_step_count=40,
     deadline=None,
     report_multiple_bugs=False,
