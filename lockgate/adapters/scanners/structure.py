@@ -12,7 +12,7 @@ from typing import Any
 from lockgate import __version__
 from lockgate.adapters.scanners.files import head_and_tail, read_range
 from lockgate.adapters.scanners.template_render import render_template
-from lockgate.domain.evidence import Finding, ScannerRun, ScannerStatus
+from lockgate.domain.evidence import Finding, ScannerRun, ScannerStatus, Severity
 from lockgate.domain.policy import WeightScanPolicy
 from lockgate.domain.scanning import (
     gguf,
@@ -225,9 +225,9 @@ def _check_templates(collected: _Collected, log_directory: Path) -> Iterator[tup
             return
         problems = templates.check_template(text)
         # A tree that shows danger is enough: such a template is not run, not even in the sandbox.
-        if not problems:
+        if all(problem.severity is Severity.LOW for problem in problems):
             if text not in rendered:
                 rendered[text] = render_template(text, log_directory / "templates.log")
-            problems = rendered[text]
+            problems = [*problems, *rendered[text]]
         for problem in problems:
             yield path, Problem(problem.rule, problem.severity, f"{where}: {problem.message}")

@@ -12,7 +12,7 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lockgate.domain.scanning.problems import Problem, critical, high, medium, quoted
+from lockgate.domain.scanning.problems import Problem, critical, high, low, medium, quoted
 
 MAX_TEMPLATE = 256 << 10
 """Characters. The longest that is known of a public model is a tenth of it."""
@@ -23,6 +23,10 @@ _INTERNALS = re.compile(
     r"__(?:class|globals|builtins|subclasses|import|mro|base|bases|init|getattribute|dict|code|reduce"
     r"|reduce_ex|call|self|loader|spec|module|func|closure|getattr|getitem|new|del|annotations)__"
 )
+_MARKUP = re.compile(
+    r"<\s*(?:script|iframe|object|embed)\b|javascript:|\bon(?:load|error)\s*=", re.I
+)
+_ADDRESS = re.compile(r"\b(?:https?|ftp|data|wss?)://", re.I)
 _PIVOTS = frozenset({"lipsum", "cycler", "joiner", "self", "request", "config", "url_for"})
 """Names from which template injections start, in Jinja's own globals or a web framework's; chat templates need none."""
 _ATTRIBUTE_FILTERS = frozenset(
@@ -103,6 +107,9 @@ def _problems(tree: nodes.Node) -> Iterator[Problem]:
         elif isinstance(node, nodes.Const) and isinstance(node.value, str):
             if _INTERNALS.search(node.value):
                 yield high("template-internals", f"line {node.lineno}: {quoted(node.value)}")
+            yield from _text(node.lineno, node.value)
+        elif isinstance(node, nodes.TemplateData):
+            yield from _text(node.lineno, node.data)
         elif isinstance(node, nodes.Pow):
             yield high("template-bomb", f"line {node.lineno} raises to a power")
         elif isinstance(node, nodes.Mul):
@@ -126,6 +133,14 @@ def _reach(node: nodes.Node, attribute: str) -> Problem:
 
 def _large(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) > MAX_RANGE
+
+
+def _text(line: int, text: str) -> Iterator[Problem]:
+    # Text that a template adds to every conversation: a way to have a model hand out links or markup.
+    if _MARKUP.search(text):
+        yield high("template-markup", f"line {line} adds script to conversations: {quoted(text)}")
+    elif _ADDRESS.search(text):
+        yield low("template-address", f"line {line} adds an address: {quoted(text)}")
 
 
 def _item(node: nodes.Getitem) -> Iterator[Problem]:

