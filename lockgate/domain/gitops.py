@@ -57,9 +57,9 @@ def verdict_path(model: str, environment: str, report: Digest) -> PurePosixPath:
 def model_of_state_path(path: str) -> tuple[str, str] | None:
     """`(model, environment)` of a state's path, None for any other path."""
     parts = PurePosixPath(path).parts
-    if len(parts) == 4 and parts[0] == MODELS.name and parts[3] == "release.yaml":
-        return parts[1], parts[2]
-    return None
+    if len(parts) != 4 or parts[0] != MODELS.name or parts[3] != "release.yaml":
+        return None
+    return (parts[1], parts[2]) if all(map(_LABEL.fullmatch, parts[1:3])) else None
 
 
 def dump_yaml(data: Any) -> str:

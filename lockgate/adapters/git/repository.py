@@ -98,13 +98,30 @@ class GitOpsRepository:
         with self._checkout.locked():
             return self._read_state(commit, model, environment)
 
-    def states(self) -> tuple[ReleaseState, ...]:
-        """Every model's state in every environment, as of the last sync or commit, in order of path."""
+    def states(
+        self, unreadable: Callable[[str, GitError], None] | None = None
+    ) -> tuple[ReleaseState, ...]:
+        """Every model's state in every environment, as of the last sync or commit, in order of path.
+
+        A state that cannot be read is told to `unreadable` (path, error) and left out, so that it stands in no other
+        model's way; without `unreadable` it raises.
+        """
 
         def read() -> tuple[ReleaseState, ...]:
-            head = self._head()
-            found = [gitops.model_of_state_path(p) for p in self._checkout.list(head, "models")]
-            return tuple(self._read_state(head, *names) for names in found if names is not None)
+            head, states = self._head(), []
+            for path in self._checkout.list(head, str(gitops.MODELS)):
+                names = gitops.model_of_state_path(path)
+                if names is None:
+                    continue
+                try:
+                    states.append(self._read_state(head, *names))
+                except LocalDamage:
+                    raise
+                except GitError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(path, error)
+            return tuple(states)
 
         with self._checkout.locked():
             return self._repaired(read)

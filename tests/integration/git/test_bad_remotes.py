@@ -253,3 +253,21 @@ def test_a_history_rewritten_by_somebody_is_followed(tmp_path: Path, remote: Pat
     git("update-ref", "refs/heads/main", commits(remote)[-1], at=remote)
     repo.sync()
     assert repo.read_state("m", "prod").phase is Phase.EMPTY
+
+
+def test_a_state_that_cannot_be_read_stands_in_no_other_models_way(
+    tmp_path: Path, remote: Path
+) -> None:
+    repo = repository(tmp_path)
+    repo.commit_transition("good", "prod", releasing("one"), render)
+    somebody_pushes(tmp_path, "models/bad/prod/release.yaml", "phase: whatever\n")
+    somebody_pushes(tmp_path, "models/NotALabel/prod/release.yaml", "phase: whatever\n")
+    repo.sync()
+    with pytest.raises(GitError, match="models/bad/prod"):
+        repo.states()
+    told: list[str] = []
+    states = repo.states(lambda path, _error: told.append(path))
+    assert [s.model for s in states] == ["good"]
+    assert told == ["models/bad/prod/release.yaml"]
+    with pytest.raises(GitError, match="models/bad/prod"):
+        repo.commit_transition("bad", "prod", releasing("one"), render)

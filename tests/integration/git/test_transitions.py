@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -239,9 +246,38 @@ def test_the_policy_can_live_on_a_branch_that_this_writer_does_not_write(
     assert repo.read_policy().gates == ("scan", "evaluation", "benchmark")
 
 
-def test_commits_are_signed_with_the_ssh_key_that_is_given(tmp_path: Path, remote: Path) -> None:
-    import subprocess
+@pytest.fixture
+def daemon(tmp_path: Path, remote: Path) -> Iterator[str]:
+    """The remote behind git's own server; the address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["git", "daemon", "--export-all", "--enable=receive-pack", "--reuseaddr",
+         "--listen=127.0.0.1", f"--port={port}", f"--base-path={tmp_path}"],
+        start_new_session=True,
+    )  # fmt: skip
+    for _ in range(200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield f"git://127.0.0.1:{port}/remote.git"
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(10)
 
+
+def test_a_remote_behind_a_network_protocol_is_like_any_other(
+    tmp_path: Path, remote: Path, daemon: str
+) -> None:
+    repo = GitOpsRepository(daemon, tmp_path / "checkout", timeout=20.0)
+    rival = repository(tmp_path, "rival")
+    repo.commit_transition("m", "prod", releasing("one"), render)
+    rival.commit_transition("n", "prod", releasing("one"), render)
+    result = repo.commit_transition("o", "prod", releasing("one"), render)
+    assert commits(remote)[0] == result.commit
+    assert [s.model for s in repo.states()] == ["m", "n", "o"]
+
+
+def test_commits_are_signed_with_the_ssh_key_that_is_given(tmp_path: Path, remote: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=20
