@@ -18,7 +18,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import dump_state, state_path
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import ServingSpec
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from serving.local.cluster import LocalCluster
 from serving.local.status import ClusterStatus
 from serving.manifests import render
@@ -26,6 +26,7 @@ from serving.manifests import render
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
 KUBECTL = Path(shutil.which("kubectl") or "/nonexistent/kubectl")
 MODEL = "tiny"
+CANARY = CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=50)))
 RUNTIME = ImageRef.parse("lockgate.local/runtime@" + Digest.of_bytes(b"runtime"))
 
 
@@ -53,7 +54,7 @@ class World:
     control: Path
     cluster: LocalCluster
     state: ReleaseState = field(
-        default_factory=lambda: ReleaseState(model=MODEL, environment="local")
+        default_factory=lambda: ReleaseState(model=MODEL, environment="local", canary=CANARY)
     )
 
     @property

@@ -66,7 +66,7 @@ def test_a_rollback_reaches_the_gateway_and_no_further_request_reaches_the_canar
     world.release_first("one")
     world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
     world.until_ready("b")
-    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    world.apply(phase=Phase.CANARY, step=1, weight=50)
     with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
         time.sleep(1)
         world.apply(phase=Phase.DRAINING, step=None, weight=0)
@@ -120,7 +120,7 @@ def test_a_crashed_server_is_restarted_and_the_other_slot_takes_its_traffic_mean
     world.release_first("one")
     world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
     world.until_ready("b")
-    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    world.apply(phase=Phase.CANARY, step=1, weight=50)
     canary = world.cluster.status().models[MODEL].slots["b"].pods[0]
     (world.control / "die-two").touch()
     assert canary.pid is not None
@@ -231,7 +231,7 @@ def test_metrics_of_both_tracks_and_the_gateway_become_trace_lines(world: World)
     world.release_first("one")
     world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
     world.until_ready("b")
-    world.apply(phase=Phase.CANARY, step=0, weight=50)
+    world.apply(phase=Phase.CANARY, step=1, weight=50)
     for _ in range(40):
         assert world.ask().status_code == 200
     time.sleep(0.5)

@@ -15,12 +15,13 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import Resources, ServingSpec
+from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, ServingSpec
 from lockgate.errors import RenderingError
 from serving.manifests import check_deployment, render
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
 HTTP_ROUTE = json.loads((Path(__file__).parent / "data" / "httproute_v1.json").read_text())
+NO_KUBECTL = Path("/nonexistent/kubectl")
 DIRECTORY = "models/smol/local/manifests"
 
 
@@ -37,9 +38,10 @@ def stable(**changes: Any) -> ReleaseState:
     data = {
         "model": "smol",
         "environment": "local",
-        "phase": Phase.STABLE,
+        "phase": Phase.DEPLOYING if "b" in changes else Phase.STABLE,
         "a": occupant("one"),
         "stable": Slot.A,
+        "canary": CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=25))),
         **changes,
     }
     return ReleaseState.model_validate(data)
@@ -47,8 +49,18 @@ def stable(**changes: Any) -> ReleaseState:
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
+    """A GitOps repository in which nothing was released."""
     shutil.copytree(TEMPLATE / "apps", tmp_path / "apps")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, kubectl: Path) -> Path:
+    """A GitOps repository with candidates `one` and `two` in its slots; to be read only."""
+    root = tmp_path_factory.mktemp("released")
+    shutil.copytree(TEMPLATE / "apps", root / "apps")
+    write(root, render(stable(b=occupant("two")), root, kubectl=kubectl))
+    return root
 
 
 def write(repo: Path, files: dict[str, str]) -> None:
@@ -91,10 +103,10 @@ def test_everything_rendered_is_valid_for_a_strict_api_server(
 
 
 def test_a_pod_is_hardened_drains_longer_than_its_streams_and_is_pinned_by_digest(
-    repo: Path, kubectl: Path
+    released: Path,
 ) -> None:
-    one = occupant("one", drain_seconds=45, pre_stop_seconds=15)
-    files = render(stable(a=one), repo, kubectl=kubectl)
+    one = occupant("one")
+    files = render(stable(a=one), released, kubectl=NO_KUBECTL)
     deployment = read(files, "deployment-smol-a")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -119,25 +131,23 @@ def test_a_pod_is_hardened_drains_longer_than_its_streams_and_is_pinned_by_diges
             assert any(variable["value"].startswith(mount) for mount in mounts), variable
 
 
-def test_services_select_one_slot_each_and_both_slots_carry_the_same_served_name(
-    repo: Path, kubectl: Path
-) -> None:
-    files = render(stable(b=occupant("two")), repo, kubectl=kubectl)
+def test_services_select_one_slot_each(released: Path) -> None:
+    files = render(stable(b=occupant("two")), released, kubectl=NO_KUBECTL)
     for slot in "ab":
         labels = read(files, f"deployment-smol-{slot}")["spec"]["template"]["metadata"]["labels"]
         assert read(files, f"service-smol-{slot}")["spec"]["selector"] == labels
         assert labels["lockgate.dev/slot"] == slot
 
 
-def test_a_change_of_weight_touches_the_route_alone_and_needs_no_kubectl(
-    repo: Path, kubectl: Path
+def test_a_change_of_weight_touches_the_route_alone_and_needs_neither_base_nor_kubectl(
+    released: Path, tmp_path: Path
 ) -> None:
-    before = stable(b=occupant("two"), phase=Phase.DEPLOYING)
-    files = render(before, repo, kubectl=kubectl)
-    write(repo, files)
-    edit_base(repo, "periodSeconds: 5", "periodSeconds: 7")
-    canary = before.model_copy(update={"phase": Phase.CANARY, "step": 0, "weight": 25})
-    after = render(canary, repo, kubectl=Path("/nonexistent"))
+    repo = tmp_path
+    shutil.copytree(released / "models", repo / "models")
+    before = stable(b=occupant("two"))
+    files = render(before, repo, kubectl=NO_KUBECTL)
+    canary = before.model_copy(update={"phase": Phase.CANARY, "step": 1, "weight": 25})
+    after = render(canary, repo, kubectl=NO_KUBECTL)
     assert {p for p in files if files[p] != after[p]} == {f"{DIRECTORY}/httproute-smol.yaml"}
     default = read(after, "httproute-smol")["spec"]["rules"][-1]
     assert {b["name"]: b["weight"] for b in default["backendRefs"]} == {"smol-a": 75, "smol-b": 25}
@@ -157,9 +167,9 @@ def test_an_edited_base_reaches_a_slot_only_with_a_new_candidate(repo: Path, kub
 
 
 def test_another_candidate_in_the_same_slot_is_rendered_anew_and_an_empty_slot_leaves_no_file(
-    repo: Path, kubectl: Path
+    released: Path, repo: Path, kubectl: Path
 ) -> None:
-    write(repo, render(stable(b=occupant("two")), repo, kubectl=kubectl))
+    shutil.copytree(released / "models", repo / "models")
     three = occupant("three", max_num_seqs=8)
     files = render(stable(b=three), repo, kubectl=kubectl)
     assert str(three.candidate.model) in files[f"{DIRECTORY}/deployment-smol-b.yaml"]
@@ -178,9 +188,9 @@ def test_another_candidate_in_the_same_slot_is_rendered_anew_and_an_empty_slot_l
     ],
 )
 def test_only_a_slot_that_was_trusted_with_traffic_may_take_over(
-    repo: Path, kubectl: Path, phase: Phase, changes: dict[str, Any], slots: str
+    released: Path, phase: Phase, changes: dict[str, Any], slots: str
 ) -> None:
-    files = render(stable(phase=phase, **changes), repo, kubectl=kubectl)
+    files = render(stable(phase=phase, **changes), released, kubectl=NO_KUBECTL)
     annotations = read(files, "httproute-smol")["metadata"]["annotations"]
     assert annotations["lockgate.dev/failover-slots"] == slots
 
@@ -216,10 +226,10 @@ def test_no_component_can_override_what_the_candidate_was_attested_for(
     ],
 )
 def test_a_deployment_that_says_something_else_than_its_candidate_is_refused_by_name(
-    repo: Path, kubectl: Path, what: str, edit: Callable[[dict[str, Any]], None]
+    released: Path, what: str, edit: Callable[[dict[str, Any]], None]
 ) -> None:
     one = occupant("one")
-    deployment = read(render(stable(a=one), repo, kubectl=kubectl), "deployment-smol-a")
+    deployment = read(render(stable(a=one), released, kubectl=NO_KUBECTL), "deployment-smol-a")
     check_deployment(deployment, one)
     edit(deployment["spec"]["template"]["spec"])
     with pytest.raises(RenderingError, match=what):
