@@ -164,15 +164,15 @@ class Demonstration:
     def start_traffic(self, spec: ReleaseSpec) -> None:
         """Requests to the gateway from now on, in a process of its own, as users would send them."""
         daemon = self._traffic()
-        if daemon.process() is not None:
-            return
-        url = Workspace(self.settings).cluster().gateway_url(spec.model)
-        daemon.start(
-            [sys.executable, "-m", "serving.local.traffic", "--url", url,
-             "--model", spec.serving.served_model_name, "--rate", f"{self.rate:g}",
-             "--seconds", str(TRAFFIC_SECONDS), "--out", str(self.rows)],
-            dict(os.environ),
-        )  # fmt: skip
+        with daemon.exclusively():
+            if daemon.process() is None:
+                url = Workspace(self.settings).cluster().gateway_url(spec.model)
+                daemon.start(
+                    [sys.executable, "-m", "serving.local.traffic", "--url", url,
+                     "--model", spec.serving.served_model_name, "--rate", f"{self.rate:g}",
+                     "--seconds", str(TRAFFIC_SECONDS), "--out", str(self.rows)],
+                    os.environ,
+                )  # fmt: skip
 
     def stop_traffic(self) -> None:
         """End the driver: it finishes the requests in flight and writes the last rows."""
