@@ -86,11 +86,12 @@ def lay_down(
             return LaidDown(probe, created=False)
 
     git = GitRunner(target, author=author, timeout=timeout)
-    if not (target / ".git").is_dir():
+    created = not (target / ".git").is_dir()
+    if created:
         _make(template_dir, target, environment, agent, public_key_pem, remote, policy, branch, git)
     commit = _checked(git.run("rev-parse", "HEAD")).output.strip()
     if remote is None:
-        return LaidDown(commit, created=True)
+        return LaidDown(commit, created)
     pushed = git.run("push", "--porcelain", remote, f"{commit}:refs/heads/{branch}", network=True)
     if pushed.ok:
         return LaidDown(commit, created=True)
@@ -144,6 +145,8 @@ def _make(
         raise GitError(f"cannot write beside {target}: {error}") from error
     try:
         shutil.copytree(template_dir, fresh, dirs_exist_ok=True)
+        for script in (fresh / "scripts").glob("*.sh"):
+            script.chmod(0o755)  # An installer may have dropped it.
         _choose_agent(fresh, agent)
         _name_environment(fresh, environment, _flux_address(remote) if agent == "flux" else remote)
         _write_policy(fresh / gitops.POLICY, public_key_pem, policy)

@@ -81,6 +81,19 @@ def test_a_repository_is_laid_down_once_and_written_to_at_once(tmp_path: Path) -
     assert len(commits(remote)) == 2
 
 
+def test_without_a_remote_the_target_is_the_repository(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "environment": "local",
+        "agent": "embedded",
+        "public_key_pem": PEM,
+        "remote": None,
+    }
+    first = lay_down(template_directory(), tmp_path / "repo", **options)
+    again = lay_down(template_directory(), tmp_path / "repo", **options)
+    assert (first.created, again.created, again.commit) == (True, False, first.commit)
+    assert git("status", "--porcelain", at=tmp_path / "repo") == ""
+
+
 def test_a_laid_down_remote_refuses_a_rewritten_history(tmp_path: Path) -> None:
     remote = tmp_path / "gitops.git"
     lay_down(
