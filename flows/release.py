@@ -43,7 +43,7 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     screened = supply.decide_gates(spec, policy, candidate, prepared)
     if not supply.may_be_served(screened):
         return releasing.refuse(draft, screened)
-    manifests = releasing.scan_manifests(spec, candidate, policy)
+    prepared = releasing.with_manifests_scanned(spec, prepared, candidate, policy)
     measured = run_step(measure, MeasureRequest(candidate=candidate, spec=spec), MeasureResult)
     draft = draft.with_stages(measured.stage)
     baseline = None
@@ -52,7 +52,7 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
             measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult
         )
     gates = supply.decide_gates(
-        spec, policy, candidate, prepared, manifests, measured.measurements,
+        spec, policy, candidate, prepared, measured.measurements,
         baseline.measurements if baseline else None,
     )  # fmt: skip
     if not gates.passed:

@@ -20,7 +20,7 @@ from lockgate.adapters.oci.copying import copy_image
 from lockgate.adapters.oci.package import missing_blobs, pull_model, push_model, snapshot_of
 from lockgate.adapters.scanners import trivy
 from lockgate.domain.digests import Digest
-from lockgate.domain.evidence import ScanEvidence
+from lockgate.domain.evidence import ScanEvidence, ScannerStatus
 from lockgate.domain.gates import Decision
 from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import ImageScanPolicy, Policy, WeightScanPolicy
@@ -138,7 +138,9 @@ def scan_weights(model: StoredModel, policy: WeightScanPolicy) -> tuple[ScanEvid
                 log_directory=workspace.layout.logs, progress=as_fraction(report),
             )  # fmt: skip
 
-    return find_or_make(workspace.records, scan_key(model, policy), ScanEvidence, make)
+    return find_or_make(
+        workspace.records, scan_key(model, policy), ScanEvidence, make, usable=_complete
+    )
 
 
 @task(name="scan-image", cache_policy=NO_CACHE)
@@ -156,6 +158,11 @@ def scan_image(model: StoredModel, policy: ImageScanPolicy) -> ScanEvidence:
             workspace.store, model.image, local, model.image.repository, referrers=False
         )
         return trivy.scan_image_layout(layout, image, policy, log=log)
+
+
+def _complete(scan: ScanEvidence) -> bool:
+    """A scanner that broke once may work the next time; what it could not do is never re-used."""
+    return all(run.status is ScannerStatus.COMPLETED for run in scan.runs)
 
 
 def is_clean(scan: ScanEvidence, policy: Policy) -> bool:

@@ -14,7 +14,6 @@ from lockgate.adapters.scanners import trivy
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.evidence import ScanEvidence
 from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
@@ -93,10 +92,11 @@ def open_release(
 
 
 @task(name="scan-manifests", cache_policy=NO_CACHE)
-def scan_manifests(
-    spec: ReleaseSpec, candidate: Candidate, policy: Policy
-) -> tuple[ScanEvidence, ...]:
-    """trivy over the manifests that the first commit of this release would hold."""
+def with_manifests_scanned(
+    spec: ReleaseSpec, prepared: PreparedModel, candidate: Candidate, policy: Policy
+) -> PreparedModel:
+    """The prepared model with trivy's evidence on the manifests that the first commit of this release would hold. Where
+    that commit is made already there is nothing to scan any more."""
     workspace = Workspace.current()
 
     def build(newest: ReleaseState) -> Transition | Wait | None:
@@ -106,13 +106,14 @@ def scan_manifests(
 
     files = workspace.gitops.preview(spec.model, spec.environment, build, rendering(workspace))
     if files is None:
-        return ()
+        return prepared
     with TemporaryDirectory() as name:
         directory = Path(name)
         for path, text in files.items():
             (directory / Path(path).name).write_text(text)
         log = workspace.layout.logs / f"trivy-manifests-{candidate.digest.short}.log"
-        return (trivy.scan_manifests(directory, policy.images, log=log),)
+        scan = trivy.scan_manifests(directory, policy.images, log=log)
+    return prepared.model_copy(update={"scans": (*prepared.scans, scan)})
 
 
 @task(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)

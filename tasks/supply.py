@@ -20,7 +20,6 @@ from lockgate.domain.base import Frozen
 from lockgate.domain.bill_of_materials import ml_bom
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.evidence import ScanEvidence
 from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.gates.benchmark import benchmark_gate
 from lockgate.domain.gates.evaluation import evaluation_gate
@@ -43,13 +42,12 @@ def decide_gates(
     policy: Policy,
     candidate: Candidate,
     prepared: PreparedModel,
-    manifests: tuple[ScanEvidence, ...] = (),
     measured: Measurements | None = None,
     stable: Measurements | None = None,
 ) -> GateReport:
     """All offline gates. Evidence that is missing does not pass."""
     subjects = {prepared.source.snapshot, prepared.model.snapshot, candidate.model.digest}
-    results = [scan_gate((*prepared.scans, *manifests), policy, subjects=subjects)]
+    results = [scan_gate(prepared.scans, policy, subjects=subjects)]
     if measured is not None:
         baseline_scores = stable.evaluation if stable else None
         baseline_load = stable.benchmark if stable else None

@@ -167,10 +167,12 @@ def report(
 
 
 def _policy(path: Path | None) -> Policy:
+    """The policy in `path`, else the GitOps repository's, else, where there is no repository, the strict default."""
     if path is not None:
         return read_yaml(path, Policy)
+    settings = Settings()
+    if settings.remote is None and not settings.layout.remote.exists():
+        return Policy()
     from tasks.workspace import Workspace
 
-    repository = Workspace.current().gitops
-    repository.sync()
-    return repository.read_policy()
+    return Workspace(settings).policy
