@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: setup demo test check lint unit format locks clean
+.PHONY: setup demo test check lint unit format locks calibration clean
 
 setup: ## the orchestrator environment: .venv/bin/lockgate works
 	$(ENVIRONMENTS) orchestrator
@@ -42,6 +42,9 @@ format: dev
 
 locks: ## resolve again; LOCKS_ARGS=--upgrade moves every pin
 	$(PYTHON) scripts/make_locks.py $(LOCKS_ARGS)
+
+calibration: dev ## the judge's error rates and power by simulation; docs/calibration.md (about an hour)
+	$(BIN)/python -m benchmarks.judge_calibration
 
 clean: ## what builds and checks leave in the clone; the shared cache stays
 	rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
