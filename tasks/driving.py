@@ -34,6 +34,8 @@ from tasks.workspace import Workspace
 logger = logging.getLogger("lockgate.release")
 
 SYNC_SECONDS = 3.0
+TELL_SECONDS = 15.0
+"""Reasons for waiting change with every scrape; a log wants fewer."""
 
 
 @task(name="read-state", cache_policy=NO_CACHE, **TRANSIENT)
@@ -95,19 +97,20 @@ def observe(state: ReleaseState) -> Look | None:
 
 
 class _Told:
-    """Says each new reason once, and pages once."""
+    """Says new reasons now and then, and pages once."""
 
     def __init__(self, state: ReleaseState) -> None:
         self.state = state
         self.reason: str | None = None
+        self.at = float("-inf")
         self.pages: set[str] = set()
 
     def about(self, answer: Wait) -> None:
         if answer.page is not None and answer.page not in self.pages:
             self.pages.add(answer.page)
             logger.error("PAGE: %s", answer.page)
-        if answer.reason != self.reason:
-            self.reason = answer.reason
+        if answer.reason != self.reason and time.monotonic() - self.at > TELL_SECONDS:
+            self.reason, self.at = answer.reason, time.monotonic()
             logger.info("%s: %s", self.state.phase, answer.reason)
 
 

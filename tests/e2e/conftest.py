@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ def demo(
     demo_gguf: Path,
     kubectl: Path,
 ) -> Iterator[tuple[Site, subprocess.CompletedProcess[str]]]:
-    """The demonstration's run; the cluster is left up for the tests that follow, and ended after them."""
-    site = Site(tmp_path_factory.mktemp("demo"))
+    """The demonstration's run; the cluster is left up for the tests that follow, and ended after them.
+
+    LOCKGATE_E2E_WORKSPACE names a workspace in which it ran before, to try a single test again without the wait.
+    """
+    earlier = os.environ.get("LOCKGATE_E2E_WORKSPACE")
+    site = Site(Path(earlier) if earlier else tmp_path_factory.mktemp("demo"))
     try:
         yield site, site.run("demo", "--keep", timeout=2100)
     finally:
