@@ -4,7 +4,8 @@
 
 Standard input is a pipe whose other end the asker holds. When the asker closes it, or dies in whatever way (the kernel
 closes it then), the command is told to stop, and killed with all its descendants after GRACE_SECONDS. The exit code is the
-command's. Only the standard library is imported: this has to be up before the command can be.
+command's. Only the standard library is imported: this has to be up before the command
+can be.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import signal
 import subprocess
 import sys
 import time
+
+from serving.priority import lower_priority
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -76,6 +79,7 @@ def main(argv: list[str]) -> int:
         # This process has one thread, so "the death of the parent thread" is its own death.
         preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+    lower_priority(child.pid)
     for fd in inherited:
         os.close(fd)
     stopping = False

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from lockgate.domain.cluster import ClusterStatus
 from lockgate.domain.release_state import Slot
 from lockgate.errors import ClusterError, LockgateError
 from serving.local.api import StatusApi
@@ -34,7 +35,6 @@ from serving.local.gateway import Gateway
 from serving.local.images import Admission, StoreAdmission
 from serving.local.pods import PodContext
 from serving.local.reporting import Applied, cluster_status
-from serving.local.status import ClusterStatus
 from serving.ports import listening
 from serving.processes import ProcessId
 
@@ -49,6 +49,7 @@ class Agent:
     def __init__(self, config: AgentConfig, admission: Admission | None = None) -> None:
         self.config = config
         self.started = time.time()
+        self.up = False
         self.head: str | None = None
         self.synced: str | None = None
         self.fetched: float | None = None
@@ -101,6 +102,7 @@ class Agent:
             except LockgateError as error:
                 log.error("what was wanted before cannot be read: %s", error.message)
             _write_record(self.config, api.port)
+            self.up = True
             loops += [
                 asyncio.create_task(self._follow()),
                 asyncio.create_task(self._reconcile()),
@@ -150,10 +152,11 @@ class Agent:
                 self.fetched, self.sync_error = time.time(), None
                 if head != self.head:
                     await self._take_up(head)
-            except LockgateError as error:
-                if self.sync_error != error.message:
-                    log.warning("the remote cannot be read: %s", error.message)
-                self.sync_error = error.message
+            except (LockgateError, OSError) as error:
+                message = _message(error)
+                if self.sync_error != message:
+                    log.warning("the remote cannot be followed: %s", message)
+                self.sync_error = message
             self._looks += 1
             await self._tell()
             with contextlib.suppress(TimeoutError):
@@ -202,13 +205,13 @@ class Agent:
             self._wake.clear()
             if self.head is None:
                 continue  # nothing is known, so nothing is to be ended
-            self.fleet.settle(self.desired, leave=self.errors)
             self._applies_begun += 1
             begun, head, taken_up = self._applies_begun, self.head, dict(self.taken_up)
             try:
+                self.fleet.settle(self.desired, leave=self.errors)
                 await self.gateway.apply(self._gateway_models())
             except (ClusterError, OSError) as error:
-                message = error.message if isinstance(error, ClusterError) else str(error)
+                message = _message(error)
                 if self.gateway.error != message:
                     log.error("%s", message)
                 self.gateway.error = message
@@ -217,8 +220,9 @@ class Agent:
             else:
                 self._applies_done = begun
                 self.applied = taken_up
-                if not self.errors and head is not None:
+                if not self.errors:
                     self.synced = head
+                await self.gateway.rotate_logs()
             await self._tell()
 
     def _gateway_models(self) -> dict[str, GatewayModel]:
@@ -262,6 +266,10 @@ class Agent:
         return 0 if listening(port) else port
 
 
+def _message(error: LockgateError | OSError) -> str:
+    return error.message if isinstance(error, LockgateError) else str(error)
+
+
 def _generation(files: ModelFiles) -> int | None:
     return files.state.generation if files.state is not None else None
 
@@ -285,7 +293,16 @@ async def _serve(config: AgentConfig, admission: Admission | None) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    await Agent(config, admission).run(stop)
+    while not stop.is_set():
+        agent = Agent(config, admission)
+        try:
+            await agent.run(stop)
+        except Exception:
+            if not agent.up:
+                raise
+            # A fault of this program must not leave the cluster without an agent: the next one takes over what runs.
+            log.exception("the agent begins anew")
+            await asyncio.sleep(1)
 
 
 def main(argv: list[str], admission: Admission | None = None) -> int:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from serving.local.status import ClusterStatus
+from lockgate.domain.cluster import ClusterStatus
 from serving.ports import LOOPBACK
 
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 60.0
+_SECONDS = re.compile(r"\d+(\.\d+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 class _Server(ThreadingHTTPServer):
@@ -57,8 +60,12 @@ class StatusApi:
                     self._answer(404, {"error": "GET /status or POST /sync"})
                     return
                 query = parse_qs(url.query)
-                commit = query.get("commit", [None])[0]
-                wait = min(float(query.get("timeout", ["10"])[0]), _LONGEST_WAIT_SECONDS)
+                commit = query.get("commit", [""])[0] or None
+                timeout = query.get("timeout", ["10"])[0]
+                if not _SECONDS.fullmatch(timeout) or not _COMMIT.fullmatch(commit or "0" * 40):
+                    self._answer(400, {"error": "commit is 40 hex digits, timeout a number"})
+                    return
+                wait = min(float(timeout), _LONGEST_WAIT_SECONDS)
                 applied = self._ask(sync(commit, wait), wait + 10)
                 self._answer(200, {"applied": applied})
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from lockgate.adapters.metrics import ScrapeTarget
 from lockgate.adapters.metrics import gateway_url as gateway_metrics
+from lockgate.domain.cluster import ClusterStatus, SlotStatus
 from lockgate.domain.digests import Digest
 from lockgate.domain.policy import SigningPolicy
 from lockgate.domain.release_state import Slot
@@ -28,8 +29,7 @@ from serving.ephemeral import log_tail
 from serving.local.config import AgentConfig
 from serving.local.envoy_config import cluster_name
 from serving.local.records import AGENT_VARIABLE, CLUSTER_VARIABLE
-from serving.local.status import ClusterStatus, SlotStatus
-from serving.ports import LOOPBACK
+from serving.ports import LOOPBACK, PortReservation
 from serving.processes import ProcessId, end, marked, signal_leader
 
 _HINT = "start it with `lockgate up`"
@@ -101,6 +101,7 @@ class LocalCluster:
                 self._stop_agent(process)
             elif (status := self._wait_up(timeout_seconds)) is not None:
                 return status
+        self._require_ports(config)
         path = self.directory / "agent-config.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(config.model_dump_json(indent=1))
@@ -209,6 +210,20 @@ class LocalCluster:
                 )
             )
         return tuple(targets)
+
+    def _require_ports(self, config: AgentConfig) -> None:
+        """Before anything starts: a port of the user's choice that another program has is an error at once."""
+        own = any(marked(CLUSTER_VARIABLE, config.cluster))
+        for model, port in config.gateway_ports.items():
+            if own:
+                continue  # the gateway runs on and has them itself
+            try:
+                PortReservation.of(port).close()
+            except OSError as error:
+                raise ClusterError(
+                    f"port {port} for the gateway of {model} cannot be used: {error}",
+                    hint="free it, or choose another",
+                ) from error
 
     def _config(self) -> AgentConfig:
         identity = self._identity()

@@ -11,17 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION, SLOT_LABEL
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.errors import ClusterError, LockgateError
 from serving.engines.registry import engine as engine_named
-from serving.manifests.names import (
-    CANDIDATE_ANNOTATION,
-    FAILOVER_ANNOTATION,
-    MODEL_VOLUME,
-    SLOT_LABEL,
-)
+from serving.manifests.names import FAILOVER_ANNOTATION, MODEL_VOLUME
 from serving.manifests.slots import check_identity
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")

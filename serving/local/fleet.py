@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from lockgate.domain.release_state import Slot
@@ -21,6 +21,7 @@ from serving.local.slots import PodView, plan_pods
 log = logging.getLogger(__name__)
 
 _LOGS_KEPT = 60
+_AGAIN_SECONDS = 2.0
 
 
 class Fleet:
@@ -114,22 +115,24 @@ class Fleet:
 
     def _run(self, pod: Pod) -> None:
         self.pods[pod.name] = pod
-        task = asyncio.create_task(pod.run(), name=pod.name)
-        task.add_done_callback(_calling(self._context.changed))
-        self._tasks[pod.name] = task
+        self._tasks[pod.name] = asyncio.create_task(self._live(pod), name=pod.name)
+
+    async def _live(self, pod: Pod) -> None:
+        """The pod's life. Where this program fails (a full disk, a fault), it goes on as the next agent would."""
+        while True:
+            try:
+                await pod.run()
+                break
+            except Exception:
+                log.exception("%s: taken up again in %.0f s", pod.name, _AGAIN_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
+                pod = Pod(pod.record, pod.template, self._context)
+                self.pods[pod.name] = pod
+        self._context.changed()
 
     def _reap(self) -> None:
-        for name, task in list(self._tasks.items()):
-            if not task.done():
-                continue
-            error = task.exception()
-            if error is not None:
-                # A full disk, or a fault of this program: taken up again as the next agent would take it up.
-                log.error("%s: %r", name, error, exc_info=error)
-                pod = self.pods[name]
-                self._run(Pod(pod.record, pod.template, self._context))
-            else:
-                del self.pods[name], self._tasks[name]
+        for name in [name for name, task in self._tasks.items() if task.done()]:
+            del self.pods[name], self._tasks[name]
         for old in sorted(self._config.logs.glob("*.log"), key=_modified)[:-_LOGS_KEPT]:
             if old.stem not in self.pods:
                 old.unlink(missing_ok=True)
@@ -139,10 +142,6 @@ def desired_slot(desired: Mapping[str, DesiredModel], model: str, slot: Slot) ->
     """What is wanted in a slot, if anything."""
     slots = desired[model].slots if model in desired else ()
     return next((wanted for wanted in slots if wanted.slot is slot), None)
-
-
-def _calling(function: Callable[[], None]) -> Callable[[object], None]:
-    return lambda _: function()
 
 
 def _modified(path: Path) -> float:

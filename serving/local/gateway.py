@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ACK_SECONDS = 3.0
 _POLL_SECONDS = 0.01
+_LARGEST_LOG = 256 * 1024 * 1024
 
 
 class Gateway:
@@ -125,11 +126,42 @@ class Gateway:
 
     async def _load(self, model: xds.GatewayModel, version: str) -> None:
         self.loaded.pop(model.model, None)
-        await self._until(
-            f"the routes of {model.model} on port {model.port}",
-            lambda: self._uses(model, version),
-        )
+        try:
+            await self._until(
+                f"the routes of {model.model} on port {model.port}",
+                lambda: self._uses(model, version),
+            )
+        except ClusterError as error:
+            if await self._listens(model) is False:
+                raise ClusterError(
+                    f"the gateway cannot listen on port {model.port} for {model.model}: "
+                    "another program has it, or it may not be used",
+                    hint="free the port, or give the model another one",
+                    log=self.process.log,
+                ) from error
+            raise
         self.loaded[model.model] = version
+
+    async def _listens(self, model: xds.GatewayModel) -> bool | None:
+        """Whether Envoy has the model's listener; None if it does not say."""
+        try:
+            response = await self._client.get(
+                f"{self.admin_url}/listeners", params={"format": "json"}, timeout=1
+            )
+            listeners = response.json().get("listener_statuses", [])
+            return any(item["name"] == model.model for item in listeners)
+        except (httpx.HTTPError, ValueError, LookupError):
+            return None
+
+    async def rotate_logs(self) -> None:
+        """Starts a new access log when the present one is large; one old one is kept."""
+        try:
+            if not self.access_log.exists() or self.access_log.stat().st_size < _LARGEST_LOG:
+                return
+            self.access_log.rename(self.access_log.with_suffix(".log.1"))
+            await self._client.post(f"{self.admin_url}/reopen_logs", timeout=1)
+        except (OSError, httpx.HTTPError) as error:
+            log.warning("the access log was not rotated: %s", error)
 
     def _put_clusters(self, names: Mapping[str, object]) -> None:
         clusters = [xds.cluster(n, endpoints=self._path("eds", n)) for n in sorted(names)]

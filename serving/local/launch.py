@@ -7,7 +7,6 @@ and environment becomes the directory that stands for it, and the engine is told
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +19,8 @@ from serving.local.cpu_pool import CpuLease
 from serving.local.desired import PodTemplate
 from serving.local.records import CLUSTER_VARIABLE, POD_VARIABLE
 from serving.ports import LOOPBACK, PortReservation
+from serving.priority import lower_priority
 from serving.processes import ProcessId
-
-NICENESS = 5
-"""Model servers leave the processor to the gateway and the control plane when both want it."""
 
 
 @dataclass
@@ -106,20 +103,8 @@ def launch(
                 )
         except OSError as error:
             raise ServingError(f"{command[0]} cannot be started: {error}", log=log) from error
-    _lower_priority(handle.pid)
+    lower_priority(handle.pid)
     process = ProcessId.of(handle.pid)
     if process is None:
         raise ServingError(f"the server ended at once with exit code {handle.wait()}", log=log)
     return Launched(process, reservation.port, handle)
-
-
-def _lower_priority(pid: int) -> None:
-    """Of a whole new session, so children that are yet to come inherit it.
-
-    Where the kernel groups sessions for scheduling (autogroup), niceness counts only within a session, and the group has
-    one of its own.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))

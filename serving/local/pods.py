@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from lockgate.domain.cluster import PodStatus
 from lockgate.errors import LockgateError, Refused
 from serving.local.config import AgentConfig
 from serving.local.cpu_pool import CpuPool
@@ -28,7 +29,6 @@ from serving.local.images import Admission
 from serving.local.launch import launch
 from serving.local.probing import ProbeFailed, check, until_started
 from serving.local.records import PodRecord, write_record
-from serving.local.status import PodStatus
 from serving.ports import LOOPBACK
 from serving.processes import (
     ProcessId,

@@ -6,16 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lockgate.domain.release_state import Slot
-from serving.local.envoy_config import GatewayModel, versioned_route
-from serving.local.fleet import desired_slot
-from serving.local.status import (
+from lockgate.domain.cluster import (
     ClusterStatus,
     GatewayStatus,
     ModelStatus,
     RouteStatus,
     SlotStatus,
 )
+from lockgate.domain.release_state import Slot
+from serving.local.envoy_config import GatewayModel, versioned_route
+from serving.local.fleet import desired_slot
 from serving.ports import LOOPBACK
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ slot. They are kept byte for byte as long as that candidate stands there: an edi
 new candidate, and a change of weights (a rollback above all) touches the route alone and needs no kustomize.
 """
 
-from serving.manifests.names import CANDIDATE_ANNOTATION, SLOT_HEADER, namespace, slot_name
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION
+from serving.manifests.names import SLOT_HEADER, namespace, slot_name
 from serving.manifests.render import render
 from serving.manifests.slots import check_deployment, check_identity
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from lockgate.domain.release_state import Slot
 
-MODEL_LABEL = "lockgate.dev/model"
-SLOT_LABEL = "lockgate.dev/slot"
-CANDIDATE_ANNOTATION = "lockgate.dev/candidate"
 FAILOVER_ANNOTATION = "lockgate.dev/failover-slots"
 SLOT_HEADER = "x-lockgate-slot"
 MODEL_VOLUME = "model"

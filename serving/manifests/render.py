@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from lockgate.domain.cluster import MODEL_LABEL, SLOT_LABEL
 from lockgate.domain.gitops import dump_yaml, manifests_directory
 from lockgate.domain.release_state import Occupant, ReleaseState, Slot
 from lockgate.errors import RenderingError
 from serving.manifests import kustomize
-from serving.manifests.names import MODEL_LABEL, SLOT_LABEL, namespace, slot_name
+from serving.manifests.names import namespace, slot_name
 from serving.manifests.routes import routed
 from serving.manifests.slots import check_deployment, check_identity, deployment_patch
 

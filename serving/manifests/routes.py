@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lockgate.domain.cluster import GENERATION_ANNOTATION
 from lockgate.domain.release_state import Phase, ReleaseState, Slot
 from serving.manifests.names import FAILOVER_ANNOTATION, SLOT_HEADER, slot_name
 
@@ -69,5 +70,6 @@ def routed(route: Mapping[str, Any], state: ReleaseState) -> dict[str, Any]:
     metadata = {**route["metadata"]}
     annotations = dict(metadata.get("annotations") or {})
     annotations[FAILOVER_ANNOTATION] = ",".join(slot.value for slot in failover_slots(state))
-    metadata["annotations"] = annotations
+    annotations[GENERATION_ANNOTATION] = str(state.generation)
+    metadata["annotations"] = dict(sorted(annotations.items()))
     return {**route, "metadata": metadata, "spec": {**route["spec"], "rules": route_rules(state)}}

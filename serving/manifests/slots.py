@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION
 from lockgate.domain.release_state import Occupant
 from lockgate.errors import RenderingError
 from serving.engines.registry import engine as engine_named
-from serving.manifests.names import (
-    CANDIDATE_ANNOTATION,
-    MODEL_MOUNT,
-    MODEL_VOLUME,
-    STOP_MARGIN_SECONDS,
-)
+from serving.manifests.names import MODEL_MOUNT, MODEL_VOLUME, STOP_MARGIN_SECONDS
 
 
 def deployment_patch(

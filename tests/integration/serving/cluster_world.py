@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 
 from lockgate.domain.candidates import Candidate
+from lockgate.domain.cluster import ClusterStatus
 from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import dump_state, state_path
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from serving.local.cluster import LocalCluster
-from serving.local.status import ClusterStatus
 from serving.manifests import render
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
@@ -152,13 +152,18 @@ class Traffic:
 
     def __init__(self, url: str, *, workers: int = 4) -> None:
         self.url = url
-        self.failures: list[str] = []
+        self.failed_at: list[tuple[float, str]] = []
+        """Time at which a request began, and how it failed."""
         self.slots: list[tuple[float, str]] = []
         """Time at which a request began, and the slot that answered it."""
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, args=(n % 2 == 0,)) for n in range(workers)
         ]
+
+    @property
+    def failures(self) -> list[str]:
+        return [text for _, text in self.failed_at]
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:
@@ -183,9 +188,9 @@ class Traffic:
                         else (response.json()["choices"][0]["finish_reason"] == "stop")
                     )
                     if response.status_code != 200 or not whole:
-                        self.failures.append(f"{response.status_code} {response.text[-200:]}")
+                        self.failed_at.append((began, f"{response.status_code} {response.text}"))
                     else:
                         self.slots.append((began, response.headers["x-lockgate-slot"]))
                 except (httpx.HTTPError, ValueError, LookupError) as error:
-                    self.failures.append(repr(error))
+                    self.failed_at.append((began, repr(error)))
                 time.sleep(0.01)

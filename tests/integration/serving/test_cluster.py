@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -208,8 +211,6 @@ def test_streams_in_flight_end_whole_when_their_slot_is_emptied(world: World) ->
     world.release_first("one")
     world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
     world.until_ready("b")
-    import threading
-
     answers: list[str] = []
 
     def stream() -> None:
@@ -283,8 +284,6 @@ def test_up_twice_starts_nothing_and_down_leaves_nothing(world: World) -> None:
 
 
 def test_a_taken_api_port_is_an_error_that_names_it(world: World, tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -316,8 +315,6 @@ def test_manifests_that_cannot_be_read_change_nothing_not_even_after_a_restart(
 
 
 def test_a_cluster_that_lost_its_mirror_and_its_remote_ends_nothing(world: World) -> None:
-    import shutil
-
     world.release_first("one")
     before = world.cluster.status()
     os.kill(before.pid, signal.SIGKILL)
@@ -331,3 +328,53 @@ def test_a_cluster_that_lost_its_mirror_and_its_remote_ends_nothing(world: World
     assert [p.pid for p in status.models[MODEL].slots["a"].pods] == [
         p.pid for p in before.models[MODEL].slots["a"].pods
     ]
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_no_request_that_begins_a_second_after_a_servers_death_fails(
+    world: World, slot: str
+) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    world.apply(phase=Phase.CANARY, step=1, weight=50)
+    (victim,) = world.cluster.status().models[MODEL].slots[slot].pods
+    with Traffic(world.cluster.gateway_url(MODEL)) as traffic:
+        time.sleep(1)
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        time.sleep(0.5)
+        world.until_ready(slot)
+        time.sleep(1)
+    assert [text for began, text in traffic.failed_at if began > killed + 1] == []
+    assert {s for began, s in traffic.slots if began > killed + 1} == {"a", "b"}
+
+
+def test_an_unready_server_loses_its_traffic_and_gets_it_back_without_a_restart(
+    world: World,
+) -> None:
+    world.release_first("one")
+    world.apply(phase=Phase.DEPLOYING, b=world.occupant("two"))
+    world.until_ready("b")
+    world.apply(phase=Phase.CANARY, step=1, weight=50)
+    (world.control / "unhealthy-two").touch()
+    world.until(lambda s: s.models[MODEL].route.effective == {"a": 100})
+    (world.control / "unhealthy-two").unlink()
+    status = world.until_ready("b")
+    assert status.models[MODEL].slots["b"].restarts == 0
+    world.until(lambda s: s.models[MODEL].route.effective == {"a": 50, "b": 50})
+
+
+def test_a_gateway_port_that_another_program_has_is_an_error_before_anything_starts(
+    world: World, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = {**world.cluster._settings, "gateway_ports": {MODEL: port}}
+        other = LocalCluster(**{**settings, "directory": tmp_path / "other"})
+        with pytest.raises(ClusterError, match=f"port {port}"):
+            other.up(timeout_seconds=30)
+        assert not other.running()

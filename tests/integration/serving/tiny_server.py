@@ -1,7 +1,8 @@
 """A small real HTTP server that stands in for an engine where the cluster, not the engine, is tested.
 
 It streams completions slowly, drains on SIGTERM as vLLM does, counts requests, and misbehaves on demand by files in the
-directory named by TINY_CONTROL: `hang` (health hangs), `unhealthy` (health says 503), `die` (exits at start).
+directory named by TINY_CONTROL: `hang-NAME` (health hangs), `unhealthy-NAME` (health says 503), `die-NAME` (exits at
+start), `nonsense-NAME` (answers with one character).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._chunk(b"data: [DONE]\n\n")
                 self._chunk(b"")
             else:
-                text = "Paris, Lyon and Marseille are large cities."
+                nonsense = (CONTROL / f"nonsense-{NAME}").exists()
+                text = "!" * 60 if nonsense else "Paris, Lyon and Marseille are large cities."
                 message: dict[str, Any] = {"content": text, "role": "assistant"}
                 choice = {"text": text, "message": message, "finish_reason": "stop"}
                 self._send(200, json.dumps({"choices": [choice], "server": NAME}).encode())

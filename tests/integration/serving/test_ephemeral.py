@@ -1,0 +1,79 @@
+"""The test server's errors, with a small server in the engine's place."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tiny_engine
+
+from lockgate.domain.spec import ServingSpec
+from lockgate.errors import ServingError
+from serving.ephemeral import Endpoint, serve
+from serving.local.cpu_pool import CpuPool
+from serving.processes import ProcessId
+
+
+def served(tmp_path: Path, **arguments: Any) -> AbstractContextManager[Endpoint]:
+    (tmp_path / "model").mkdir(exist_ok=True)
+    env = {"TINY_CONTROL": f"dir:{tmp_path}", "TINY_NAME": "x"}
+    return serve(
+        tmp_path / "model",
+        ServingSpec(served_model_name="tiny", env=env),
+        python=Path(sys.executable),
+        log_path=tmp_path / "server.log",
+        cpu_pool=CpuPool(tmp_path / "cpus"),
+        engine=tiny_engine.TinyEngine(),
+        **arguments,
+    )
+
+
+def test_a_server_is_up_inside_the_context_and_gone_after_it_with_its_cores(tmp_path: Path) -> None:
+    with served(tmp_path) as endpoint:
+        assert httpx.get(f"{endpoint.base_url}/health").status_code == 200
+        process = ProcessId.of(endpoint.pid)
+        assert process is not None
+        assert endpoint.fingerprint.cores == 1
+        assert "0.0.0.0" in endpoint.fingerprint.arguments
+        assert endpoint.exclusive_cores
+    assert not process.alive()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{endpoint.base_url}/health")
+    assert (tmp_path / "server.log").exists()
+
+
+def test_a_server_that_never_becomes_healthy_is_an_error_and_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "unhealthy-x").touch()
+    with (
+        pytest.raises(ServingError, match=r"not healthy after 2 s \(status 503\)"),
+        served(tmp_path, ready_seconds=2),
+    ):
+        pass
+
+
+def test_a_server_that_dies_early_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    (tmp_path / "die-x").touch()
+    with pytest.raises(ServingError, match="told to die") as caught, served(tmp_path):
+        pass
+    assert caught.value.log == tmp_path / "server.log"
+
+
+def test_a_server_that_answers_nonsense_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "nonsense-x").touch()
+    with pytest.raises(ServingError, match="degenerate"), served(tmp_path):
+        pass
+
+
+def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"port {port}"), served(tmp_path, port=port):
+            pass
+    assert not (tmp_path / "server.log").exists()
