@@ -65,6 +65,6 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
         ),
         SignResult,
     )  # fmt: skip
-    releasing.commit_candidate(spec, candidate, policy, signed.evidence)
+    committed = releasing.commit_candidate(spec, candidate, policy, signed.evidence)
     ended = canary(CanaryRequest(model=spec.model, environment=spec.environment))
-    return releasing.conclude(draft, gates, signed.evidence, ended)
+    return releasing.conclude(draft, gates, signed.evidence, committed, ended)

@@ -18,6 +18,7 @@ from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
 from lockgate.domain.rollout import Transition, Wait, start
+from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import PreparedModel, ReleaseOutcome, StageSeconds
 from tasks.driving import apply, rendering
@@ -140,9 +141,16 @@ def settle(draft: Draft) -> ReleaseOutcome:
 
 
 def conclude(
-    draft: Draft, gates: GateReport, evidence: Digest, ended: ReleaseState
+    draft: Draft,
+    gates: GateReport,
+    evidence: Digest,
+    committed: ReleaseState,
+    ended: ReleaseState,
 ) -> ReleaseOutcome:
-    """The outcome of a release that met traffic, or waits to."""
+    """The outcome of a release that met traffic, or waits to; `committed` is the state that it began, or went on, with."""
+    if committed.since is not None and ended.since is not None:
+        took = (parse_time(ended.since) - parse_time(committed.since)).total_seconds()
+        draft = draft.with_stages(StageSeconds(stage="rollout", seconds=max(0.0, took)))
     last = ended.last
     if last is None or last.candidate != draft.candidate.digest:
         waiting = f"{ended.phase}" + (f": {ended.held_reason}" if ended.held_reason else "")
