@@ -102,19 +102,23 @@ def end(process: ProcessId, *, term_seconds: float) -> None:
         signal_leader(process, signal.SIGTERM)
         deadline = time.monotonic() + term_seconds
         while process.alive() and time.monotonic() < deadline:
-            _reap(process.pid)
+            reap(process.pid)
             time.sleep(0.02)
     signal_group(process, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while process.alive() and time.monotonic() < deadline:
-        _reap(process.pid)
+        reap(process.pid)
         time.sleep(0.02)
-    _reap(process.pid)
+    reap(process.pid)
 
 
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+def reap(pid: int) -> int | None:
+    """Buries a dead child of this process; its exit code, negative for a signal. None: not dead, or not a child."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 async def wait_exit(process: ProcessId) -> None:

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Agent:
         self.taken_up: dict[str, Applied] = {}
         self.applied: dict[str, Applied] = {}
         self.errors: dict[str, str] = {}
+        self.gateway_errors: dict[str, str] = {}
         self._follower = Follower(config)
         self._last_good = config.directory / "last-good.json"
         self._wake = asyncio.Event()
@@ -122,17 +124,19 @@ class Agent:
     def status(self) -> ClusterStatus:
         return cluster_status(self)
 
-    async def sync(self, commit: str | None, timeout_seconds: float) -> bool:
-        """Looks at the remote now. With `commit`: whether it (or a later one) is applied in time."""
+    async def sync(self, commit: str | None, model: str | None, timeout_seconds: float) -> bool:
+        """Looks at the remote now. With `commit`: whether it (or a later one) is applied in time, for `model` if given."""
         before = self._looks
         self._look.set()
 
         async def done() -> bool:
             if commit is None:
                 return self._looks > before
-            if self.synced is None:
-                return False
-            return await asyncio.to_thread(self._follower.contains, self.synced, commit)
+            applied = self.applied.get(model) if model is not None else None
+            now = applied.commit if applied is not None else self.synced if not model else None
+            if now is None or now == commit:
+                return now is not None
+            return await asyncio.to_thread(self._follower.contains, now, commit)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
@@ -209,7 +213,7 @@ class Agent:
             begun, head, taken_up = self._applies_begun, self.head, dict(self.taken_up)
             try:
                 self.fleet.settle(self.desired, leave=self.errors)
-                await self.gateway.apply(self._gateway_models())
+                failed = await self.gateway.apply(self._gateway_models())
             except (ClusterError, OSError) as error:
                 message = _message(error)
                 if self.gateway.error != message:
@@ -219,11 +223,22 @@ class Agent:
                 await asyncio.sleep(0.1)
             else:
                 self._applies_done = begun
-                self.applied = taken_up
-                if not self.errors:
-                    self.synced = head
+                self._applied(head, taken_up, failed)
                 await self.gateway.rotate_logs()
             await self._tell()
+
+    def _applied(
+        self, head: str | None, taken_up: Mapping[str, Applied], failed: Mapping[str, str]
+    ) -> None:
+        """Remembers what is in force now."""
+        for model, message in failed.items():
+            if self.gateway_errors.get(model) != message:
+                log.error("%s", message)
+        self.gateway_errors = dict(failed)
+        kept = {m: a for m, a in self.applied.items() if m in failed and m in taken_up}
+        self.applied = {m: a for m, a in taken_up.items() if m not in failed} | kept
+        if not failed and not self.errors:
+            self.synced = head
 
     def _gateway_models(self) -> dict[str, GatewayModel]:
         endpoints: dict[str, dict[Slot, tuple[Address, ...]]] = {m: {} for m in self.desired}

@@ -40,7 +40,7 @@ class StatusApi:
         loop: asyncio.AbstractEventLoop,
         *,
         status: Callable[[], ClusterStatus],
-        sync: Callable[[str | None, float], Awaitable[bool]],
+        sync: Callable[[str | None, str | None, float], Awaitable[bool]],
     ) -> None:
         """Binds at once: `OSError` if the port is taken."""
 
@@ -66,7 +66,8 @@ class StatusApi:
                     self._answer(400, {"error": "commit is 40 hex digits, timeout a number"})
                     return
                 wait = min(float(timeout), _LONGEST_WAIT_SECONDS)
-                applied = self._ask(sync(commit, wait), wait + 10)
+                model = query.get("model", [""])[0] or None
+                applied = self._ask(sync(commit, model, wait), wait + 10)
                 self._answer(200, {"applied": applied})
 
             def _ask(self, question: Awaitable[Any], seconds: float) -> Any:

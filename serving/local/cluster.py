@@ -166,12 +166,20 @@ class LocalCluster:
         """None if the slot is empty, or the model unknown."""
         return self.status().slot(model, str(slot))
 
-    def sync(self, commit: str | None = None, *, timeout_seconds: float = 10.0) -> bool:
+    def sync(
+        self,
+        commit: str | None = None,
+        *,
+        model: str | None = None,
+        timeout_seconds: float = 10.0,
+    ) -> bool:
         """Makes the agent look at the remote now. With `commit`: whether it, or a later one, was then in force in time:
-        every model's slots taken up, every route loaded by the gateway."""
-        query = {"timeout": str(timeout_seconds)}
+        slots taken up, routes loaded by the gateway; of `model` only, or of every model."""
+        query = {"timeout": f"{timeout_seconds:.3f}"}
         if commit is not None:
             query["commit"] = commit
+        if model is not None:
+            query["model"] = model
         answer = self._ask("POST", "/sync", timeout_seconds + 15, query)
         return bool(answer.json().get("applied"))
 

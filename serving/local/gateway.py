@@ -54,6 +54,7 @@ class Gateway:
         self.error: str | None = None
         self.loaded: dict[str, str] = {}
         """Version of the route table that each model's listener is known to use."""
+        self._failing: dict[str, str] = {}
         admin = self._port("")
         self.admin_url = f"http://{LOOPBACK}:{admin}"
         for part in ("lds", "cds"):
@@ -77,8 +78,11 @@ class Gateway:
         """The model's gateway port, the same for as long as the cluster exists."""
         return self._port(model)
 
-    async def apply(self, models: Mapping[str, xds.GatewayModel]) -> None:
-        """Makes the gateway do this; returns when it does. `ClusterError` if it does not say so in time."""
+    async def apply(self, models: Mapping[str, xds.GatewayModel]) -> dict[str, str]:
+        """Makes the gateway do this; returns when it does, with the models for which it does not, and why.
+
+        `ClusterError` if it does not answer at all.
+        """
         old, new = self._endpoints(), _endpoints(models)
         union = {
             name: tuple(sorted({*old.get(name, ()), *new.get(name, ())})) for name in {*old, *new}
@@ -98,14 +102,49 @@ class Gateway:
             for _, m in sorted(models.items())
         ]
         self._put("lds", "all", xds.discovery(listeners))
+        failed = await self._load_all(models, versions)
+        # What an old route may still name stays.
+        for name in failed:
+            for slot in models[name].endpoints:
+                cluster = xds.cluster_name(name, slot)
+                new[cluster] = union[cluster]
+        await self._withdraw(union, new)
+        self._remove_files(set(models), set(new))
+        self.loaded = {name: version for name, version in self.loaded.items() if name in models}
+        self.error = self.process.error = None
+        return failed
+
+    async def _load_all(
+        self, models: Mapping[str, xds.GatewayModel], versions: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Waits for every model's routes; those that are not taken up, with the reason."""
         results = await asyncio.gather(
             *(self._load(model, versions[name]) for name, model in models.items()),
             return_exceptions=True,
         )
-        for result in results:
-            if isinstance(result, BaseException):
+        failed = {}
+        for name, result in zip(models, results, strict=True):
+            if isinstance(result, ClusterError):
+                failed[name] = result.message
+            elif isinstance(result, BaseException):
                 raise result
-        gone = {name for name in union if union[name] != new.get(name)}
+        if failed and len(failed) == len(models) and not await self._answers():
+            raise ClusterError("the gateway does not answer", log=self.process.log)
+        return failed
+
+    async def _answers(self) -> bool:
+        try:
+            return (await self._client.get(f"{self.admin_url}/ready", timeout=1)).is_success
+        except httpx.HTTPError:
+            return False
+
+    async def _withdraw(
+        self,
+        old: Mapping[str, tuple[xds.Address, ...]],
+        new: Mapping[str, tuple[xds.Address, ...]],
+    ) -> None:
+        """Takes away endpoints and clusters that no route names any more."""
+        gone = {name for name in old if old[name] != new.get(name)}
         for name in gone & set(new):
             self._put("eds", name, xds.discovery([xds.load_assignment(name, new[name])]))
         self._put_clusters(new)
@@ -113,12 +152,12 @@ class Gateway:
             await self._until(
                 "withdrawal", lambda: self._shows({n: new.get(n) for n in gone}, exactly=True)
             )
-        for part, kept in (("rds", set(models)), ("eds", set(new))):
+
+    def _remove_files(self, models: set[str], clusters: set[str]) -> None:
+        for part, kept in (("rds", models), ("eds", clusters)):
             for path in (self._files / part).glob("*.json"):
                 if path.stem not in kept:
                     path.unlink()
-        self.loaded = {name: version for name, version in self.loaded.items() if name in models}
-        self.error = self.process.error = None
 
     def _ended(self) -> None:
         """Nothing is loaded by a gateway that is not there."""
@@ -130,8 +169,11 @@ class Gateway:
             await self._until(
                 f"the routes of {model.model} on port {model.port}",
                 lambda: self._uses(model, version),
+                # What failed before is looked at again, but the other models do not wait for it.
+                0.0 if self._failing.get(model.model) == version else _ACK_SECONDS,
             )
         except ClusterError as error:
+            self._failing[model.model] = version
             if await self._listens(model) is False:
                 raise ClusterError(
                     f"the gateway cannot listen on port {model.port} for {model.model}: "
@@ -141,6 +183,7 @@ class Gateway:
                 ) from error
             raise
         self.loaded[model.model] = version
+        self._failing.pop(model.model, None)
 
     async def _listens(self, model: xds.GatewayModel) -> bool | None:
         """Whether Envoy has the model's listener; None if it does not say."""
@@ -167,8 +210,10 @@ class Gateway:
         clusters = [xds.cluster(n, endpoints=self._path("eds", n)) for n in sorted(names)]
         self._put("cds", "all", xds.discovery(clusters))
 
-    async def _until(self, what: str, holds: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + _ACK_SECONDS
+    async def _until(
+        self, what: str, holds: Callable[[], Awaitable[bool]], seconds: float = _ACK_SECONDS
+    ) -> None:
+        deadline = time.monotonic() + seconds
         answer = "it answers with something older"
         while True:
             try:
@@ -178,7 +223,7 @@ class Gateway:
                 answer = repr(error)
             if time.monotonic() >= deadline:
                 raise ClusterError(
-                    f"the gateway did not take up {what} within {_ACK_SECONDS:.0f} s: {answer}",
+                    f"the gateway does not take up {what}: {answer}",
                     log=self.process.log,
                 )
             await asyncio.sleep(_POLL_SECONDS)

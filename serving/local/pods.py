@@ -32,6 +32,7 @@ from serving.local.records import PodRecord, write_record
 from serving.ports import LOOPBACK
 from serving.processes import (
     ProcessId,
+    reap,
     signal_group,
     signal_leader,
     wait_exit,
@@ -151,6 +152,8 @@ class Pod:
         context = self._context
         try:
             model = await self._model()
+            if self._stop.is_set():
+                return False
             lease = context.pool.acquire(self.template.cpu)
             with lease:
                 launched = launch(
@@ -224,13 +227,12 @@ class Pod:
                 await until_started(client, base, template.startup)
                 self._update(started=True)
                 self._state_is("running")
-            await asyncio.gather(
-                check(client, base, template.readiness, self._readiness),
-                check(client, base, template.liveness, self._liveness),
-            )
-        except ProbeFailed as failure:
-            log.warning("%s: %s: killed", self.name, failure)
-            self._killed = f"killed: {failure}"
+            async with asyncio.TaskGroup() as group:
+                group.create_task(check(client, base, template.readiness, self._readiness))
+                group.create_task(check(client, base, template.liveness, self._liveness))
+        except* ProbeFailed as failures:
+            log.warning("%s: %s: killed", self.name, failures.exceptions[0])
+            self._killed = f"killed: {failures.exceptions[0]}"
             self._update(ready=False)
             self._context.changed()
             signal_group(process, SIGTERM)
@@ -254,7 +256,7 @@ class Pod:
             raise ProbeFailed("the liveness probe failed")
 
     def _exit_reason(self) -> str:
-        code = self._handle.poll() if self._handle is not None else None
+        code = self._bury()
         if self._killed is not None:
             return self._killed
         if code is None:
@@ -294,7 +296,7 @@ class Pod:
     async def _end(self) -> None:
         """Ends the process as a kubelet would; returns when nothing of it is left."""
         process = self.record.process
-        if process is None or not process.alive():
+        if process is None:
             return
         terminating = self.record.terminating or time.time()
         with contextlib.suppress(TimeoutError):
@@ -318,9 +320,14 @@ class Pod:
         finally:
             exited.cancel()
         signal_group(process, SIGKILL)
-        if self._handle is not None:
-            self._handle.poll()
+        self._bury()
         log.info("%s: gone", self.name)
+
+    def _bury(self) -> int | None:
+        """Leaves no zombie; the exit code, if the dead process was this agent's child."""
+        if self._handle is not None:
+            return self._handle.poll()
+        return reap(self.record.pid) if self.record.pid is not None else None
 
     async def _pause(self, seconds: float) -> None:
         """Sleeps, but not through a request to stop."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 
 from lockgate.domain.base import Frozen
 from serving.local.config import AgentConfig
-from serving.processes import ProcessId, environment_of, marked, signal_group
+from serving.processes import ProcessId, environment_of, marked
 
 log = logging.getLogger(__name__)
 
@@ -75,5 +77,6 @@ def read_records(config: AgentConfig) -> list[PodRecord]:
         record = known.get(name) if name else None
         if name and (record is None or record.process is None):
             log.warning("process %d of pod %s was not recorded: ended", process.pid, name)
-            signal_group(process, SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, SIGKILL)
     return records

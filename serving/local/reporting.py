@@ -70,6 +70,7 @@ def _model(agent: Agent, model: str) -> ModelStatus:
         commit=applied.commit if applied is not None else "",
         generation=applied.generation if applied is not None else None,
         gateway_url=f"http://{LOOPBACK}:{agent.gateway.port(model)}",
+        gateway_error=agent.gateway_errors.get(model),
         route=_route(agent, model, list(slots)),
         slots={slot.value: status for slot, status in slots.items()},
         error=agent.errors.get(model),

@@ -109,7 +109,7 @@ class World:
         assert self.cluster.sync(commit, timeout_seconds=20), self.cluster.status()
         return commit
 
-    def until(self, holds: Callable[[ClusterStatus], bool], seconds: float = 40) -> ClusterStatus:
+    def until(self, holds: Callable[[ClusterStatus], object], seconds: float = 40) -> ClusterStatus:
         deadline = time.monotonic() + seconds
         while True:
             status = self.cluster.status()

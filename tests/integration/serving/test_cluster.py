@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -378,3 +379,51 @@ def test_a_gateway_port_that_another_program_has_is_an_error_before_anything_sta
         with pytest.raises(ClusterError, match=f"port {port}"):
             other.up(timeout_seconds=30)
         assert not other.running()
+
+
+def test_a_hung_server_is_killed_by_its_liveness_probe_and_comes_back(world: World) -> None:
+    world.edit_base(
+        "periodSeconds: 10\n            timeoutSeconds: 15\n            failureThreshold: 10",
+        "periodSeconds: 1\n            timeoutSeconds: 1\n            failureThreshold: 2",
+    )
+    world.release_first("one")
+    (before,) = world.cluster.status().models[MODEL].slots["a"].pods
+    (world.control / "hang-one").touch()
+    status = world.until(lambda s: s.models[MODEL].slots["a"].restarts == 1)
+    (world.control / "hang-one").unlink()
+    status = world.until_ready("a")
+    (after,) = status.models[MODEL].slots["a"].pods
+    assert (after.name, after.last_exit) == (before.name, "killed: the liveness probe failed")
+    assert after.pid != before.pid
+    assert world.ask().json()["server"] == "one"
+    time.sleep(3)
+    assert world.cluster.status().models[MODEL].slots["a"].restarts == 1
+
+
+def test_a_model_whose_port_is_taken_does_not_hold_up_another(world: World, tmp_path: Path) -> None:
+    world.release_first("one")
+    ports = json.loads((world.cluster.directory / "gateway" / "ports.json").read_text())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports["other"] = taken.getsockname()[1]
+        (world.cluster.directory / "gateway" / "ports.json").write_text(json.dumps(ports))
+        os.kill(world.cluster.status().pid, signal.SIGKILL)
+        world.cluster.up()
+        source = world.checkout / "models" / MODEL
+        target = world.checkout / "models" / "other"
+        shutil.copytree(source, target)
+        for path in target.rglob("*.yaml"):
+            text = (
+                path.read_text()
+                .replace(f"{MODEL}-a", "other-a")
+                .replace(f": {MODEL}\n", ": other\n")
+            )
+            path.write_text(text)
+        commit = world.commit()
+        status = world.until(lambda s: s.models.get("other") and s.models["other"].gateway_error)
+        assert f"port {ports['other']}" in (status.models["other"].gateway_error or "")
+        assert not world.cluster.sync(commit, timeout_seconds=1)
+        assert world.cluster.sync(commit, model=MODEL, timeout_seconds=5)
+        world.apply_model(phase=Phase.DEPLOYING, b=world.occupant("two"))
+        world.until_ready("b")
