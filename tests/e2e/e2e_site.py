@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {
         "tasks": [
             {"name": "lockgate_numbers", "metric": "exact_match,strip", "margin": 0.6, "floor": 0.2}
         ],
-        "limit": 16,
+        "limit": 24,
     },
     "benchmark": {
         "profiles": [

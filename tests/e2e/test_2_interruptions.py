@@ -24,9 +24,21 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def release_until_judged(site: Site, spec: Path, log: Path) -> subprocess.Popen[bytes]:
-    """A release in the middle of its last canary step, some scrapes into it."""
+def committed_release(site: Site, spec: Path, log: Path) -> subprocess.Popen[bytes]:
+    """A release whose candidate has passed its gates and stands in its slot, without traffic."""
+    before = site.state().generation
     flow = site.start("release", str(spec), log=log)
+
+    def committed() -> bool:
+        assert flow.poll() is None, log.read_text()
+        return site.state().generation > before
+
+    wait_until(committed, 600, "the candidate was committed")
+    return flow
+
+
+def wait_until_judged(site: Site, flow: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the release is in the middle of its last canary step, some scrapes into it."""
 
     def judged() -> bool:
         assert flow.poll() is None, log.read_text()
@@ -40,15 +52,16 @@ def release_until_judged(site: Site, spec: Path, log: Path) -> subprocess.Popen[
         )
 
     wait_until(judged, 600, "the release reached its second canary step")
-    return flow
 
 
 def test_a_killed_flow_is_taken_up_from_git_and_the_trace(demo: Demo, tmp_path: Path) -> None:
     site, _ = demo
+    log = tmp_path / "release.log"
     before = site.history()
     spec = site.spec(2, "killed", serving={"max_num_seqs": 24})
+    flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
-        flow = release_until_judged(site, spec, tmp_path / "release.log")
+        wait_until_judged(site, flow, log)
         state = site.state()
         kill(flow)
         os.environ["PREFECT_API_URL"] = site.prefect_url()
@@ -71,12 +84,14 @@ def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(
     demo: Demo, tmp_path: Path
 ) -> None:
     site, _ = demo
+    log = tmp_path / "release.log"
     budget = 20
     spec = site.spec(
         2, "unobserved", serving={"max_num_seqs": 23}, canary={"outage_budget_seconds": budget}
     )
+    flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
-        flow = release_until_judged(site, spec, tmp_path / "release.log")
+        wait_until_judged(site, flow, log)
         candidate = site.state().occupant(site.state().free_slot)
         kill(flow)
         stop_server(site.settings)
