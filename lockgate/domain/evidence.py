@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
 
@@ -105,7 +107,7 @@ class ProfileResult(Frozen):
     tpot_ms: dict[str, float]
     itl_ms: dict[str, float]
     e2e_ms: dict[str, float]
-    requests: dict[str, tuple[float, ...]] = {}
+    requests: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Single requests in the order sent, for intervals: `ttft_ms`, `tpot_ms` (mean of a request), `e2e_ms`."""
 
 

@@ -56,7 +56,7 @@ class ServingSpec(Frozen):
     """Data type of weights and activations; none leaves it to the engine."""
     args: tuple[str, ...] = ()
     """Further engine arguments, verbatim. Arguments that Lockgate owns (host, port, model, name) are refused."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     """Environment of the engine. Never secrets: this is committed to Git."""
     replicas: Annotated[int, Field(ge=1)] = 1
     """Replicas in each slot."""
