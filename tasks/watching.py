@@ -59,6 +59,8 @@ class Watcher:
 
     def look(self) -> Look:
         """Everything that can be seen now. What cannot be seen is None; nothing here raises for what is merely away."""
+        # Taken before this look: a gap that has just ended, e.g. while no driver lived, was a gap all the same.
+        blind = max(0.0, time.time() - self._seen)
         status = self._status()
         slots = self._slots(status)
         if self._canary:
@@ -80,7 +82,7 @@ class Watcher:
             verification=self._verify(subject) if proving else None,
             fallback_verification=self._verify(self._stable()) if proving else None,
             verdict=self._verdict,
-            blind_seconds=max(0.0, time.time() - self._seen),
+            blind_seconds=blind,
             live_generation=slots.live_generation,
         )
 
