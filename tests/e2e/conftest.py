@@ -29,6 +29,9 @@ def demo(
     earlier = os.environ.get("LOCKGATE_E2E_WORKSPACE")
     site = Site(Path(earlier) if earlier else tmp_path_factory.mktemp("demo"))
     try:
-        yield site, site.run("demo", "--keep", timeout=2100)
+        run = site.run("demo", "--keep", timeout=2100)
+        if earlier:
+            site.run("up")
+        yield site, run
     finally:
         site.run("down", timeout=120)
