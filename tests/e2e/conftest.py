@@ -31,7 +31,7 @@ def demo(
     try:
         run = site.run("demo", "--keep", timeout=2100)
         if earlier:
-            site.run("up")
+            site.run("up", "--no-server")
         yield site, run
     finally:
         site.run("down", timeout=120)
