@@ -109,6 +109,19 @@ class World:
         assert self.cluster.sync(commit, timeout_seconds=20), self.cluster.status()
         return commit
 
+    def apply_model(self, **changes: Any) -> str:
+        """The same for this model alone: another one may be in trouble."""
+        commit = self.push(**changes)
+        assert self.cluster.sync(commit, model=MODEL, timeout_seconds=20), self.cluster.status()
+        return commit
+
+    def edit_base(self, old: str, new: str) -> None:
+        """Replaces a passage of the Deployment that every slot is made from; the next commit takes it along."""
+        path = self.checkout / "apps" / "vllm" / "base" / "deployment.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
     def until(self, holds: Callable[[ClusterStatus], object], seconds: float = 40) -> ClusterStatus:
         deadline = time.monotonic() + seconds
         while True:
