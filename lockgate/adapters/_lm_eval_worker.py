@@ -70,18 +70,35 @@ def _models(progress: _Progress) -> dict[str, type]:
                         f"the server ended an answer with {choice.get('finish_reason')!r}",
                     )
 
-    class Completions(LocalCompletionsAPI):
+    class Asking:
+        """What both models share: progress, and as many requests at once as asked for."""
+
+        _concurrent: int
+
+        def __init__(self, *, concurrency: int, **arguments: Any) -> None:
+            # With one at a time the harness would go by another road, past `amodel_call`.
+            super().__init__(num_concurrent=max(2, concurrency), **arguments)  # type: ignore[call-arg]
+            self.concurrency = concurrency
+
+        async def get_batched_requests(self, *args: Any, **kwargs: Any) -> Any:
+            road, self._concurrent = self._concurrent, self.concurrency
+            try:
+                return await super().get_batched_requests(*args, **kwargs)  # type: ignore[misc]
+            finally:
+                self._concurrent = road
+
+        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
+            answers = await super().amodel_call(*args, **kwargs)  # type: ignore[misc]
+            progress.answered()
+            return answers
+
+    class Completions(Asking, LocalCompletionsAPI):
         def __init__(self, **arguments: Any) -> None:
             super().__init__(tokenizer_backend=None, **arguments)
             self.tokenizer_backend = "remote"
             self.tokenizer = Tokenizer(self.base_url, self.timeout)
             self.tokenized_requests = True
             self.longest_answer = 0
-
-        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
-            answers = await super().amodel_call(*args, **kwargs)
-            progress.answered()
-            return answers
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             limits = [r.args[1].get("max_gen_toks", self._max_gen_toks) for r in requests]
@@ -110,12 +127,7 @@ def _models(progress: _Progress) -> dict[str, type]:
             checked(outputs)
             return list(LocalCompletionsAPI.parse_generations(outputs, **kwargs))
 
-    class Chat(LocalChatCompletion):
-        async def amodel_call(self, *args: Any, **kwargs: Any) -> Any:
-            answers = await super().amodel_call(*args, **kwargs)
-            progress.answered()
-            return answers
-
+    class Chat(Asking, LocalChatCompletion):
         def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
             checked(outputs)
             return list(super().parse_generations(outputs, **kwargs))
@@ -197,8 +209,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         model = models[endpoint](
             model=request["model"],
             base_url=request["url"] + path,
-            # One at a time would go by another road of the harness, without a time limit.
-            num_concurrent=max(2, request["concurrency"]),
+            concurrency=request["concurrency"],
             max_retries=2,
             max_length=request["max_length"],
             timeout=request["request_seconds"],
