@@ -49,11 +49,24 @@ from tests.unit.rollout.world import (
 NAMES = tuple(f"c{n}" for n in range(12))
 DIGESTS = [candidate(name).digest for name in NAMES]
 QUIET = {Phase.EMPTY, Phase.STABLE}
+DOUBTS = ["insufficient_data", "metrics_outage"]
+BEGINNINGS = [
+    "empty",
+    "serving",
+    "deploying",
+    "canary",
+    "canary",
+    "second step",
+    "second step",
+    "baking",
+    "draining",
+    "held",
+]
 
 
 def specs() -> st.SearchStrategy[CanarySpec]:
     steps = st.lists(
-        st.tuples(st.integers(1, 100), st.booleans()),
+        st.tuples(st.integers(1, 100), st.sampled_from([False, False, False, True])),
         min_size=1,
         max_size=3,
         unique_by=lambda s: s[0],
@@ -99,94 +112,82 @@ class EveryRun(RuleBasedStateMachine):
         self.releases = 0
         self.last_observation: Observation | None = None
 
-    @initialize()
-    def begin(self) -> None:
-        self.check_restart()
+    @initialize(where=st.sampled_from(BEGINNINGS), spec=specs())
+    def begin_somewhere(self, where: str, spec: CanarySpec) -> None:
+        """Anywhere in the life of a model, so that no phase is far away."""
+        if where == "empty":
+            return
+        self.begin_release(NAMES[0], spec)
+        self.observe_well(60)
+        if where == "serving":
+            return
+        self.begin_release(NAMES[1], spec)
+        wanted = {"canary": 1, "second step": 2, "baking": 4, "draining": 2, "held": 1}
+        for _ in range(wanted.get(where, 0)):
+            self.observe_well(60, "pass", approved=True)
+        if where == "draining":
+            self.observe_well(60, "fail")
+        if where == "held" and self.state.release_under_way is not None:
+            self.observe(HoldRequested(release=self.state.release_under_way, by="p", reason="x"))
 
     # What happens
 
-    @rule(seconds=st.sampled_from([1, 20, 31, 60, 121, 301, 601, 3600]))
-    def time_passes(self, seconds: int) -> None:
+    @rule(seconds=st.integers(-100, 4000))
+    def time_passes_or_the_clock_is_set_back(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @rule(seconds=st.integers(1, 100))
-    def the_clock_is_set_back(self, seconds: int) -> None:
-        self.now -= timedelta(seconds=seconds)
-
-    @precondition(lambda self: self.state.phase in QUIET)
-    @rule(spec=specs())
-    def a_new_candidate_is_released(self, spec: CanarySpec) -> None:
-        self.begin_release(NAMES[self.releases % len(NAMES)], spec)
-
     @rule(name=st.sampled_from(NAMES), spec=specs())
-    def any_candidate_is_released(self, name: str, spec: CanarySpec) -> None:
-        self.begin_release(name, spec)
-
-    def begin_release(self, name: str, spec: CanarySpec) -> None:
-        who = occupant(name).model_copy(update={"release": f"r-{self.releases}"})
-        digest = who.candidate.digest
-        try:
-            answer = start(self.state, who, spec, self.now)
-        except Refused:
-            assert self.state.phase not in QUIET or self.state.is_denied(digest)
-            return
-        if isinstance(answer, Transition):
-            assert self.state.phase in QUIET
-            assert not self.state.is_denied(digest)
-            self.releases += 1
-            self.commit(answer, None)
-            resumed = start(self.state, who, spec, self.now)
-            assert isinstance(resumed, Wait)
-
-    @rule(data=st.data())
-    def a_driver_looks(self, data: st.DataObject) -> None:
-        self.observe(data.draw(self.looks(), label="look"))
+    def a_candidate_is_released(self, name: str, spec: CanarySpec) -> None:
+        """Where nothing is under way it is a new one."""
+        fresh = self.state.phase in QUIET and self.releases < len(NAMES)
+        self.begin_release(NAMES[self.releases] if fresh else name, spec)
 
     @rule(
-        word=st.sampled_from(
-            ["pass", "pass", "pass", "fail", "insufficient_data", "metrics_outage"]
-        )
+        seconds=st.sampled_from([1, 31, 60, 121, 301, 601]),
+        word=st.sampled_from([None, "pass", "pass", "pass", "fail", *DOUBTS]),
+        approved=st.booleans(),
     )
-    def a_driver_sees_all_well_and_a_verdict_a_minute_later(self, word: str) -> None:
-        self.now += timedelta(seconds=60)
-        self.observe(look(self.state, verdict=verdict(word, self.now)))
+    def a_driver_sees_all_well(self, seconds: int, word: str | None, approved: bool) -> None:
+        self.observe_well(seconds, word, approved=approved)
 
     @rule(
+        seconds=st.sampled_from([0, 1, 31, 60]),
         lacking=st.sampled_from(
-            ["a", "a", "b", "b", "smoke", "verification", "fallback_verification"]
+            ["a", "a", "b", "b", "smoke", "verification", "fallback_verification", "decision"]
         ),
-        name=st.none() | st.sampled_from(NAMES),
-        word=st.sampled_from(["pass", "fail"]),
+        other=st.sampled_from(["unseen", "unfit", "of another"]),
+        word=st.sampled_from(["pass", "pass", "fail"]),
     )
     def a_driver_sees_all_well_but_for_one_thing(
-        self, lacking: str, name: str | None, word: str
+        self, seconds: int, lacking: str, other: str, word: str
     ) -> None:
-        """One thing unseen, or unfit, or seen of some other candidate; a minute later."""
-        self.now += timedelta(seconds=60)
-        other: Any = None
-        if name is not None:
-            slot = {"a": self.state.a, "b": self.state.b}.get(lacking)
-            digest = (slot or occupant(name)).candidate.digest
-            other = (
-                SlotReadiness(candidate=digest, ready=True, sized=False)
-                if lacking in ("a", "b")
-                else Verification(candidate=digest, ok=True)
+        """One thing unseen, or unfit, or seen of some other candidate."""
+        self.now += timedelta(seconds=seconds)
+        digest = candidate("stranger" if other == "of another" else NAMES[0]).digest
+        there = {"a": self.state.a, "b": self.state.b}.get(lacking)
+        if there is not None and other == "unfit":
+            digest = there.candidate.digest
+        things: dict[str, Any] = {
+            "smoke": SmokeResult(candidate=digest, ok=True),
+            "verification": Verification(candidate=digest, ok=True),
+            "fallback_verification": Verification(candidate=digest, ok=True),
+            "a": SlotReadiness(candidate=digest, ready=True, sized=other != "unfit"),
+            "b": SlotReadiness(candidate=digest, ready=True, sized=other != "unfit"),
+        }
+        seen = None if other == "unseen" else things.get(lacking)
+        if lacking == "decision" and subject(self.state) is not None:
+            late = rfc3339(self.now - timedelta(seconds=1))
+            target = 0 if self.state.step is None else self.state.step + 1
+            seen = (
+                approval(self.state, target, expires=late)
+                if other == "unseen"
+                else approval(self.state, target + 1)
             )
-            if lacking == "smoke":
-                other = SmokeResult(candidate=digest, ok=True)
-        said = verdict(word, self.now)
-        self.observe(look(self.state, verdict=said, **{lacking: other}))
+        self.observe(look(self.state, verdict=verdict(word, self.now), **{lacking: seen}))
 
-    @rule()
-    def a_driver_sees_all_well(self) -> None:
-        self.observe(look(self.state))
-
-    @precondition(lambda self: self.state.phase is Phase.AWAITING_APPROVAL)
-    @rule(late=st.booleans())
-    def a_release_manager_approves(self, late: bool) -> None:
-        target = 0 if self.state.step is None else self.state.step + 1
-        expires = rfc3339(self.now + timedelta(seconds=-1 if late else 60))
-        self.observe(look(self.state, decision=approval(self.state, target, expires=expires)))
+    @rule(data=st.data())
+    def a_driver_sees_anything(self, data: st.DataObject) -> None:
+        self.observe(data.draw(self.looks(), label="look"))
 
     @precondition(lambda self: self.last_observation is not None)
     @rule()
@@ -231,6 +232,31 @@ class EveryRun(RuleBasedStateMachine):
         assert load_state(dump_state(self.state)) == self.state
 
     # How it is judged
+
+    def begin_release(self, name: str, spec: CanarySpec) -> None:
+        who = occupant(name).model_copy(update={"release": f"r-{self.releases}"})
+        digest = who.candidate.digest
+        try:
+            answer = start(self.state, who, spec, self.now)
+        except Refused:
+            assert self.state.phase not in QUIET or self.state.is_denied(digest)
+            return
+        if isinstance(answer, Transition):
+            assert self.state.phase in QUIET
+            assert not self.state.is_denied(digest)
+            self.releases += 1
+            self.commit(answer, None)
+            assert isinstance(start(self.state, who, spec, self.now), Wait)
+
+    def observe_well(
+        self, seconds: int, word: str | None = None, *, approved: bool = False
+    ) -> None:
+        self.now += timedelta(seconds=seconds)
+        said = verdict(word, self.now) if word is not None else None
+        yes = None
+        if approved and subject(self.state) is not None:
+            yes = approval(self.state, 0 if self.state.step is None else self.state.step + 1)
+        self.observe(look(self.state, verdict=said, decision=yes))
 
     def looks(self) -> st.SearchStrategy[Look]:
         digests = st.sampled_from(DIGESTS)
@@ -352,6 +378,10 @@ class EveryRun(RuleBasedStateMachine):
                 assert (before.step, "pass") in {(v.step, v.verdict) for v in after.verdicts}
 
     @invariant()
+    def a_restart_changes_nothing(self) -> None:
+        assert load_state(dump_state(self.state)) == self.state
+
+    @invariant()
     def the_weights_sum_to_all_traffic_and_one_candidate_at_most_is_under_test(self) -> None:
         weights = self.state.weights()
         assert sum(weights.values()) == (100 if self.state.stable is not None else 0)
@@ -421,7 +451,7 @@ class EveryRun(RuleBasedStateMachine):
             run.sees(decision=approval(run.state, target))
 
 
-RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "40"))
+RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "60"))
 
 TestEveryRun = pytest.mark.timeout(RUNS * 5)(EveryRun.TestCase)
 TestEveryRun.settings = settings(
