@@ -10,6 +10,7 @@ from prefect.deployments import run_deployment
 from lockgate.domain.base import Frozen
 from lockgate.errors import LockgateError
 from lockgate.settings import Settings
+from tasks.recorded import received
 
 Result = TypeVar("Result", bound=Frozen)
 
@@ -38,4 +39,4 @@ def run_step(step: Flow[Any, Result], request: Frozen, result_type: type[Result]
             f"step {step.name} ended {run.state.name if run.state else 'without a state'}",
             hint=f"read the logs of flow run {run.id} in Prefect; a second release goes on from here",
         )
-    return result_type.model_validate(run.state.result())
+    return received(step.name, request, result_type)

@@ -16,6 +16,7 @@ from lockgate.domain.policy import Policy
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.steps import Measurements, PreparedModel, StageSeconds
 from tasks import intake, measurement, supply
+from tasks.recorded import handed_over
 
 
 class PrepareRequest(Frozen):
@@ -60,12 +61,15 @@ def prepare(request: PrepareRequest) -> PrepareResult:
     scan, scanned = intake.scan_weights(source, policy.weights)
     if not intake.is_clean(scan, policy):
         prepared = intake.describe(revision, spec, source, source, [scan])
-        return PrepareResult(prepared=prepared, stages=(fetched, scanned))
+        return handed_over(
+            "prepare", request, PrepareResult(prepared=prepared, stages=(fetched, scanned))
+        )
     model, quantized = intake.quantize_model(source, spec.quantization, spec.model)
     rescan, rescanned = intake.scan_weights(model, policy.weights)
     image_scan = intake.scan_image(model, policy.images)
     prepared = intake.describe(revision, spec, source, model, [scan, rescan, image_scan])
-    return PrepareResult(prepared=prepared, stages=(fetched, scanned, quantized, rescanned))
+    stages = (fetched, scanned, quantized, rescanned)
+    return handed_over("prepare", request, PrepareResult(prepared=prepared, stages=stages))
 
 
 @flow(name="measure", flow_run_name="measure-{request.spec.model}")
@@ -74,7 +78,7 @@ def measure(request: MeasureRequest) -> MeasureResult:
     measurements, stage = measurement.measure_candidate(
         request.candidate, request.spec.evaluation, request.spec.benchmark
     )
-    return MeasureResult(measurements=measurements, stage=stage)
+    return handed_over("measure", request, MeasureResult(measurements=measurements, stage=stage))
 
 
 @flow(name="sign", flow_run_name="sign-{request.candidate.serving.served_model_name}")
@@ -84,4 +88,4 @@ def sign(request: SignRequest) -> SignResult:
         request.prepared, request.candidate, request.policy, request.gates, request.measured
     )
     supply.verify_candidate(request.candidate, request.policy)
-    return SignResult(evidence=evidence)
+    return handed_over("sign", request, SignResult(evidence=evidence))

@@ -74,6 +74,10 @@ class IntegrityError(LockgateError):
     """Bytes are not those whose digest was recorded."""
 
 
+class StorageFull(LockgateError):
+    """A disk or a quota has no room left. Never retried: somebody has to make room."""
+
+
 class ScannerError(LockgateError):
     """A scanner could not do its work (that is not a finding)."""
 

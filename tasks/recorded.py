@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from prefect.runtime import deployment
 from pydantic import ValidationError
 
 from lockgate.adapters.oci.records import StepRecords
 from lockgate.domain.base import Frozen
 from lockgate.domain.steps import StageSeconds, StepKey
+from lockgate.errors import RegistryError
+from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.steps")
 
@@ -56,3 +59,38 @@ def recorded(records: StepRecords, key: StepKey, result_type: type[T]) -> T | No
     except (ValidationError, KeyError) as error:
         logger.warning("%s: the recorded result is unreadable: %s", key.step, error)
         return None
+
+
+HANDOVER_VERSION = 1
+
+
+def handed_over(step: str, request: Frozen, result: T) -> T:
+    """`result`, left in the store for the caller where the step runs as a deployment: on another machine Prefect's result
+    files are out of the caller's reach."""
+    if deployment.id is not None:
+        Workspace.current().records.record(
+            _handover_key(step, request).content_digest(), {"result": result.to_data()}
+        )
+    return result
+
+
+def received(step: str, request: Frozen, result_type: type[T]) -> T:
+    """What the step's deployment, which has just completed, left for this request.
+
+    Raises:
+        RegistryError: there is nothing, or it is not readable.
+    """
+    found = recorded(Workspace.current().records, _handover_key(step, request), result_type)
+    if found is None:
+        raise RegistryError(
+            f"step {step} completed, but its result is not in the store",
+            hint="caller and worker must share one store: compare LOCKGATE_STORE and LOCKGATE_REPOSITORY",
+        )
+    return found
+
+
+def _handover_key(step: str, request: Frozen) -> StepKey:
+    return StepKey(
+        step=f"{step}-result", version=HANDOVER_VERSION,
+        inputs={"request": str(request.content_digest())},
+    )  # fmt: skip

@@ -7,14 +7,14 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from lockgate.errors import IntegrityError, Refused, UsageError
+from lockgate.errors import IntegrityError, Refused, StorageFull, UsageError
 
 
 def is_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Retry condition: everything but verdicts, wrong bytes and wrong input."""
+    """Retry condition: everything but verdicts, wrong bytes, wrong input and a full disk."""
     try:
         state.result()
-    except (Refused, UsageError, IntegrityError):
+    except (Refused, UsageError, IntegrityError, StorageFull):
         return False
     except Exception:
         return True

@@ -170,7 +170,8 @@ class Demonstration:
                 daemon.start(
                     [sys.executable, "-m", "serving.local.traffic", "--url", url,
                      "--model", spec.serving.served_model_name, "--rate", f"{self.rate:g}",
-                     "--seconds", str(TRAFFIC_SECONDS), "--out", str(self.rows)],
+                     "--seconds", str(TRAFFIC_SECONDS), "--out", str(self.rows),
+                     "--beside", str(os.getpid())],
                     os.environ,
                 )  # fmt: skip
 

@@ -24,6 +24,8 @@ from typing import Any
 
 import httpx
 
+from serving.processes import ProcessId, wait_exit
+
 SLOT_HEADER = "x-lockgate-slot"
 """Response header by which the gateway tells the slot that answered."""
 
@@ -244,12 +246,23 @@ async def drive(
     return summary
 
 
+async def _stop_after(pid: int, stop: asyncio.Event) -> None:
+    process = ProcessId.of(pid)
+    if process is not None:
+        await wait_exit(process)
+    stop.set()
+
+
 async def _main(arguments: argparse.Namespace) -> Summary:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with arguments.out.open("a", encoding="utf-8") as file:
+    async with contextlib.AsyncExitStack() as stack:
+        file = stack.enter_context(arguments.out.open("a", encoding="utf-8"))
+        if arguments.beside is not None:
+            watching = asyncio.create_task(_stop_after(arguments.beside, stop))
+            stack.callback(watching.cancel)
 
         def write(row: Row) -> None:
             file.write(json.dumps(asdict(row)) + "\n")
@@ -274,6 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to send")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--beside", type=int, metavar="PID", help="stop sending once this process has ended"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON lines, one a request, appended"
     )

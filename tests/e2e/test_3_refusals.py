@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,41 @@ def test_a_model_that_never_becomes_healthy_is_an_error_with_its_log(untouched: 
     run = untouched.run("release", str(spec))
     assert run.returncode == 1
     assert "no-such-argument" in run.stderr and "log: " in run.stderr
+
+
+OWN_NAMESPACE = ("unshare", "--map-root-user", "--mount")
+IN_A_SMALL_DISK = """
+python=$0 disk=$1 spec=$2 remote=$3 code=0
+mount -t tmpfs -o size=300m none "$disk"
+"$python" -m lockgate.cli init
+"$python" -m lockgate.cli release "$spec" || code=$?
+"$python" -m lockgate.cli down
+echo commits:
+git -C "$remote" log --format=%s
+exit $code
+"""
+
+
+def test_a_full_disk_is_a_clear_error_that_leaves_no_trace_in_git(
+    untouched: Site, tmp_path: Path
+) -> None:
+    # A file system that holds everything but a copy of the weights, in a mount namespace that ends with the command.
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    site = Site(disk / "workspace")
+    inside = [*OWN_NAMESPACE, "sh", "-ec", IN_A_SMALL_DISK, sys.executable, str(disk)]
+    spec = untouched.spec(1, "full-disk")
+    if subprocess.run([*OWN_NAMESPACE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a mount namespace")
+    run = subprocess.run(
+        [*inside, str(spec), str(site.settings.layout.remote)],
+        env=site.environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    print(run.stdout, run.stderr)
+    assert run.returncode == 1
+    assert "no space left" in run.stderr and "next: " in run.stderr
+    commits = run.stdout.split("commits:\n")[1].splitlines()
+    assert len(commits) == 1
 
 
 def test_nothing_to_roll_back_is_a_usage_error(untouched: Site) -> None:

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
+import yaml
 from e2e_site import Site, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
@@ -31,7 +34,27 @@ def prefect(environment: dict[str, str], *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_every_flow_deploys_and_a_worker_runs_it_by_its_module_path(
+def asked(environment: dict[str, str], what: str) -> list[dict[str, Any]]:
+    """All that the server knows of one kind."""
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{what}/filter", json={}, timeout=30)
+    answer.raise_for_status()
+    return list(answer.json())
+
+
+def completed(environment: dict[str, str], flow: str) -> bool:
+    """Whether a run of the flow's deployment has completed; fails the test when one has failed."""
+    (flow_id,) = [found["id"] for found in asked(environment, "flows") if found["name"] == flow]
+    runs = [
+        run
+        for run in asked(environment, "flow_runs")
+        if run["flow_id"] == flow_id and run["deployment_id"]
+    ]
+    states = {run["state_type"] for run in runs}
+    assert not states & {"FAILED", "CRASHED"}, runs
+    return "COMPLETED" in states
+
+
+def test_every_flow_deploys_and_a_worker_runs_them_by_their_module_paths(
     demo: Demo, tmp_path: Path
 ) -> None:
     site, _ = demo
@@ -42,13 +65,16 @@ def test_every_flow_deploys_and_a_worker_runs_it_by_its_module_path(
         **site.environment,
         "PREFECT_API_URL": site.prefect_url(),
         "PREFECT_HOME": str(tmp_path / "prefect"),
+        "LOCKGATE_STEP_RUNNER": "deployment",
     }
     # Somewhere else than the clone: a module path must not depend on the directory.
     shutil.copy(ROOT / "prefect.yaml", tmp_path)
     prefect(environment, "work-pool", "create", "lockgate", "--type", "process", cwd=tmp_path)
     prefect(environment, "deploy", "--all", cwd=tmp_path)
-    for flow in FLOWS:
-        prefect(environment, "deployment", "inspect", f"{flow}/{flow}", cwd=tmp_path)
+    assert sorted(found["name"] for found in asked(environment, "deployments")) == sorted(FLOWS)
+    # What is stable already: the release asks its step of the pool and gets the result from there.
+    spec = yaml.safe_load((site.workspace / "specs" / "release-2.yaml").read_text())
+    parameters = json.dumps({"request": {"spec": spec, "requested_by": "test"}})
     log = tmp_path / "worker.log"
     with log.open("wb") as output:
         worker = subprocess.Popen(
@@ -60,25 +86,11 @@ def test_every_flow_deploys_and_a_worker_runs_it_by_its_module_path(
             start_new_session=True,
         )
     try:
-        prefect(environment, "deployment", "run", "reconcile/reconcile", cwd=tmp_path)
-
-        def completed() -> bool:
-            listed = prefect(
-                environment,
-                "flow-run",
-                "ls",
-                "--flow-name",
-                "reconcile",
-                "--limit",
-                "5",
-                "-o",
-                "json",
-                cwd=tmp_path,
-            )
-            runs = json.loads(listed)
-            return any(run["deployment_id"] and run["state_type"] == "COMPLETED" for run in runs)
-
-        wait_until(completed, 240, f"the worker ran reconcile (log: {log})")
+        run = ("deployment", "run")
+        prefect(environment, *run, "reconcile/reconcile", cwd=tmp_path)
+        prefect(environment, *run, "release/release", "--params", parameters, cwd=tmp_path)
+        for flow in ("reconcile", "prepare", "release"):
+            wait_until(lambda flow=flow: completed(environment, flow), 240, f"{flow} (log: {log})")
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
         worker.wait(60)

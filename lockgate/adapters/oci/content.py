@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lockgate.domain.digests import Digest
 from lockgate.domain.stores import Content, Rewindable
-from lockgate.errors import IntegrityError, RegistryError
+from lockgate.errors import IntegrityError, LockgateError, RegistryError, StorageFull
 
 CHUNK = 1024 * 1024
 """Bytes read or handed on at once."""
@@ -19,10 +19,10 @@ MAX_MANIFEST = 4 * 1024 * 1024
 """Largest manifest or index that is read; registries refuse larger ones as well."""
 
 
-def storage_error(error: OSError, path: Path | str, doing: str) -> RegistryError:
+def storage_error(error: OSError, path: Path | str, doing: str) -> LockgateError:
     """An operating system error in the words of what it means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RegistryError(
+        return StorageFull(
             f"no space left on the device while {doing} {path}",
             hint="free space or move the workspace to a larger disk, then run the same command again",
         )

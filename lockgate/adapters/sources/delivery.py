@@ -20,7 +20,7 @@ from lockgate.adapters.sources.directory import read_snapshot
 from lockgate.adapters.sources.transfer import Interrupted
 from lockgate.domain.base import Frozen
 from lockgate.domain.sources import ModelRevision, Snapshot, Source, SourceKind
-from lockgate.errors import IntegrityError, SourceError
+from lockgate.errors import IntegrityError, SourceError, StorageFull
 
 
 class _Record(Frozen):
@@ -147,8 +147,8 @@ def _translated(source: Source, directory: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise SourceError(
-                f"{source}: no space left for {directory}: {error.strerror}",
+            raise StorageFull(
+                f"no space left: {source} for {directory}: {error.strerror}",
                 hint="free space there, or choose another workspace, and run again",
             ) from error
         raise SourceError(f"{source}: {error}") from error

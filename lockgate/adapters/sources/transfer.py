@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from lockgate.errors import SourceError
+from lockgate.errors import SourceError, StorageFull
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,11 +24,11 @@ class Interrupted(SourceError):
 
 
 def require_space(place: Path, needed: int, source: str) -> None:
-    """Raises `SourceError` before anything is written if `needed` bytes do not fit."""
+    """Raises `StorageFull` before anything is written if `needed` bytes do not fit."""
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise SourceError(
-            f"{source}: {needed} bytes are needed in {place}, {free} are free",
+        raise StorageFull(
+            f"no space left: {source} needs {needed} bytes in {place}, {free} are free",
             hint="free space there, or choose another workspace, and run again",
         )
 

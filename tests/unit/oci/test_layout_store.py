@@ -15,7 +15,7 @@ from lockgate.adapters.oci import open_store
 from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.stores import EMPTY_JSON, IMAGE_MANIFEST, Descriptor
-from lockgate.errors import IntegrityError, RegistryError, UsageError
+from lockgate.errors import IntegrityError, RegistryError, StorageFull, UsageError
 
 BODY = b"weights" * 1000
 
@@ -75,7 +75,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_blob(
         return write(handle, data[:500])
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(RegistryError, match="no space left") as caught:
+    with pytest.raises(StorageFull, match="no space left") as caught:
         store.put_blob(repository, None, [BODY], len(BODY))
     assert str(store.root) in caught.value.message
     assert "free space" in str(caught.value.hint)

@@ -15,7 +15,7 @@ from lockgate.adapters.sources import FetchOptions
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import ModelRevision, Snapshot, Source
-from lockgate.errors import SourceError
+from lockgate.errors import SourceError, StorageFull
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
     revision = sources.resolve(_source(model))
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    with pytest.raises(SourceError, match="bytes are needed"):
+    with pytest.raises(StorageFull, match="no space left.* 1000 are free"):
         sources.fetch(_source(model), revision, tmp_path / "out" / "s")
     assert _left_behind(tmp_path / "out") == []
 
@@ -198,7 +198,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(
 
     revision = sources.resolve(_source(model))
     monkeypatch.setattr(Path, "chmod", full)  # the last thing done to a copied file
-    with pytest.raises(SourceError, match="no space left"):
+    with pytest.raises(StorageFull, match="no space left"):
         sources.fetch(_source(model), revision, tmp_path / "out" / "s")
     monkeypatch.undo()
     assert _left_behind(tmp_path / "out") == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +136,22 @@ def test_the_plan_is_seeded_keeps_its_rate_and_streams_more_often_than_not() -> 
     assert sum(r.streaming for r in requests) > len(requests) / 2
     assert all(16 <= r.max_tokens <= 40 and 0 < r.at < 1000 for r in requests)
     assert len({r.prompt for r in requests}) > 50
+
+
+def test_traffic_ends_with_the_process_that_it_runs_beside(tmp_path: Path) -> None:
+    beside = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "serving.local.traffic", "--url", "http://127.0.0.1:9", "--model", "m",
+         "--rate", "5", "--seconds", "3600", "--out", str(tmp_path / "rows"),
+         "--beside", str(beside.pid)],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert driver.poll() is None
+        beside.kill()
+        beside.wait()
+        summary, _ = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+        beside.kill()
+    assert "requests" in json.loads(summary)
