@@ -69,7 +69,8 @@ def test_every_flow_deploys_and_a_worker_runs_them_by_their_module_paths(
     }
     # Somewhere else than the clone: a module path must not depend on the directory.
     shutil.copy(ROOT / "prefect.yaml", tmp_path)
-    prefect(environment, "work-pool", "create", "lockgate", "--type", "process", cwd=tmp_path)
+    pool = ("work-pool", "create", "lockgate", "--type", "process", "--overwrite")
+    prefect(environment, *pool, cwd=tmp_path)
     prefect(environment, "deploy", "--all", cwd=tmp_path)
     assert sorted(found["name"] for found in asked(environment, "deployments")) == sorted(FLOWS)
     # What is stable already: the release asks its step of the pool and gets the result from there.

@@ -185,7 +185,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 
     revision = sources.resolve(_source(model))
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    with pytest.raises(StorageFull, match="no space left.* 1000 are free"):
+    with pytest.raises(StorageFull, match=r"no space left.* 1000 are free"):
         sources.fetch(_source(model), revision, tmp_path / "out" / "s")
     assert _left_behind(tmp_path / "out") == []
 
