@@ -199,7 +199,8 @@ class SplitShare(ShareDifference):
         return total
 
     def close(self, end: float) -> None:
-        until = min(end, *(self.last_seen.get(t, -math.inf) for t in TRACKS))
+        seen = min(self.last_seen.get(t, -math.inf) for t in TRACKS)
+        until = seen if math.isfinite(seen) else min(seen, end)
         if until <= self._until:
             return
         self._until = until

@@ -49,6 +49,8 @@ class Standing:
     health: HealthWatch
     finished: Mapping[Track, float]
     arrivals: Mapping[Track, float]
+    served: Mapping[Track, float]
+    """Seconds that engine instances were up, summed over instances, over the same stretches."""
 
     @property
     def elapsed(self) -> float:
@@ -65,10 +67,9 @@ class Standing:
         counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
         if min(counts.values()) <= 0:
             return Load(1.0, False, False)
-        served = {t: self.health.engine_seconds(t) for t in TRACKS}
-        if min(served.values()) <= 0:
+        if min(self.served.values()) <= 0:
             return Load(1.0, False, False)
-        rate = {t: counts[t] / served[t] for t in TRACKS}
+        rate = {t: counts[t] / self.served[t] for t in TRACKS}
         ratio = rate["canary"] / rate["baseline"]
         noise = 2.0 * math.sqrt(sum(1.0 / counts[t] for t in TRACKS))
         limit = math.log(self.config.max_load_ratio)
