@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from lockgate.domain.judge.blocks import BlockEnds
 from lockgate.domain.judge.config import (
     GATEWAY_REQUESTS,
     GATEWAY_SERVER_ERRORS,
@@ -38,7 +39,7 @@ from lockgate.domain.trace import (
     parse_line,
 )
 
-_LATE_SHARE = 0.1
+_LATE_SHARE = 0.05
 """Part of alpha kept for metrics whose samples appear only after the first block."""
 
 
@@ -62,6 +63,7 @@ class Judge:
         self._stretches = Stretches()
         self._moments: deque[float] = deque()
         self._start: float | None = config.step_start
+        self._ends = BlockEnds(config.block_s)
         self._closed = 0
         self._now: float | None = None
         self._alpha: dict[str, float] = {}
@@ -144,17 +146,17 @@ class Judge:
         """Close every block whose end both tracks were scraped past; all at once where they lie in
         one gap of the trace, since nobody knows how its increments fall on them. A block that one
         track does not reach in time is closed without the data that wait for it."""
-        length, begin = self.config.block_s, start + self.config.settle_s
+        begin = start + self.config.settle_s
         while True:
-            end = begin + (self._closed + 1) * length
+            end = begin + self._ends.end(self._closed + 1)
             covered = self._stretches.covered_until()
             if covered >= end:
-                self._closed = max(self._closed + 1, math.floor((covered - begin) / length))
-            elif self._waited(end) >= length:
+                self._closed = max(self._closed + 1, self._ends.ended(covered - begin))
+            elif self._waited(end) >= self.config.block_s:
                 self._closed += 1
             else:
                 return
-            self._close(begin + self._closed * length)
+            self._close(begin + self._ends.end(self._closed))
 
     def _waited(self, end: float) -> float:
         """Seconds from the first record at or after `end` to the latest. A gap is nobody's delay."""
@@ -173,9 +175,9 @@ class Judge:
     def _share_alpha(self) -> None:
         """Give each metric that has data its share of alpha, once and for all.
 
-        What is there at the end of the first block shares nine tenths by weight; each metric that
-        comes later takes half of what is left of the last tenth. The shares never add up to more
-        than alpha, and what has no data takes none.
+        What is there at the end of the first block shares nearly all by weight; each metric that
+        comes later takes half of what is left of the rest. The shares never add up to more than
+        alpha, and what has no data takes none.
         """
         fresh = [
             e

@@ -191,7 +191,9 @@ class SplitShare(ShareDifference):
         """Requests of a track up to a time; what lies beyond stays pending."""
         total, rest = 0.0, []
         for since, to, count in self._pending[track]:
-            part = 1.0 if to <= until else max(0.0, (until - since) / (to - since))
+            part = 1.0 if to <= until else 0.0
+            if since < until < to:
+                part = (until - since) / (to - since)
             total += part * count
             if part < 1.0:
                 rest.append((max(since, until), to, count * (1.0 - part)))

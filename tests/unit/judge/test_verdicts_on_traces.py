@@ -273,7 +273,7 @@ def test_request_rows_alone_show_slow_first_bytes_and_errors() -> None:
                 lines.append(json.dumps({**alive, "gauges": {"vllm:num_requests_running": 1}}))
     report = judge_lines(lines, config())
     assert metric(report, "ttft").verdict is Verdict.FAIL
-    assert metric(report, "gateway_errors").n_canary > 20
+    assert metric(report, "gateway_errors").n_canary >= 8
 
 
 def test_pods_that_come_and_go_are_no_crash_and_keep_their_counts() -> None:
