@@ -70,9 +70,10 @@ def false_rates(family: str, null: str, setting: Setting, chunk: int) -> dict[st
     """Counts in one chunk: traces, false rollbacks, and false passes a metric."""
     key = (family, null, chunk, setting.seconds)
     pair = simulate(family, setting, CHUNK, NULLS[null], _rng(*key))
-    found = outcome(judge_all(*pair, setting, CONFIG), setting, CONFIG)
+    edge = null == "at the margin"
+    found = outcome(judge_all(*pair, setting, CONFIG, within=edge), setting, CONFIG)
     counts = {"traces": CHUNK, "failed": int(np.isfinite(found.failed).sum())}
-    if null == "at the margin":
+    if edge:
         counts |= {f"passed {m}": int(np.isfinite(t).sum()) for m, t in found.within.items()}
     return counts
 
@@ -80,7 +81,7 @@ def false_rates(family: str, null: str, setting: Setting, chunk: int) -> dict[st
 def power(family: str, name: str, traces: int) -> dict[str, Any]:
     """Power within the trace and median delay (seconds) of the whole verdict, and of TTFT alone."""
     pair = simulate(family, SETTING, traces, SHIFTS[name], _rng(family, name))
-    found = judge_all(*pair, SETTING, CONFIG)
+    found = judge_all(*pair, SETTING, CONFIG, within=False)
     out: dict[str, Any] = _summary(outcome(found, SETTING, CONFIG).failed)
     out |= {m: _summary(outcome(found, SETTING, CONFIG, m).failed) for m in ("ttft", "itl")}
     return out | {"traces": traces}
@@ -146,7 +147,7 @@ def steady(traces: int) -> dict[str, Any]:
     for shift in (1.2, 1.3, 1.5, 2.0, 5.0):
         setting = Setting(seconds=1200.0 if shift < 1.5 else 300.0)
         pair = simulate("iid", setting, traces, Change(latency=shift), _rng("steady", shift))
-        found = judge_all(*pair, setting, config)
+        found = judge_all(*pair, setting, config, within=False)
         for metric in ("ttft", "itl"):
             ours = outcome(found, setting, config, metric).failed
             best = judge_oracle.latency(

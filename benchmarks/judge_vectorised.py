@@ -78,9 +78,10 @@ class Course:
 
 def means(
     baseline: Sums, canary: Sums, name: str, config: JudgeConfig, blocks: Blocks,
-    per: tuple[Array, Array] | None = None,
+    per: tuple[Array, Array] | None = None, within: bool = True,
 ) -> Course:  # fmt: skip
-    """LATENCY and SIZE metrics. `per`: divide by these sums instead of by the counts."""
+    """LATENCY and SIZE metrics. `per`: divide by these sums instead of by the counts.
+    `within` false leaves out the evidence of being within the margin (cheaper)."""
     metric = DEFAULT_METRICS[name]
     grid = evidence_grid(config, metric)
     bound, sized = math.log1p(metric.margin), metric.kind == "size"
@@ -93,7 +94,7 @@ def means(
                 (baseline, canary), per or (baseline.count, canary.count), strict=True
             )
         ]  # fmt: skip
-        parts.append(_run(tracks, grid, bound, sized, blocks))
+        parts.append(_run(tracks, grid, bound, sized, within, blocks))
     return Course(*(np.concatenate(c) for c in zip(*parts, strict=True)))
 
 
@@ -102,6 +103,7 @@ def _run(
     grid: NuisanceGrid,
     bound: float,
     sized: bool,
+    inside: bool,
     blocks: Blocks,
 ) -> tuple[Array, Array]:
     traces, number = tracks[0][0].shape
@@ -126,10 +128,12 @@ def _run(
         taken += ready
         since[ready] = 0.0
         open_[:, :, ready] = 0.0
-        above, below = evidence.log_e_above(bound), evidence.log_e_below(bound)
+        above = evidence.log_e_above(bound)
+        below = evidence.log_e_below(bound) if inside else np.full(traces, _NOTHING)
         if sized:
             above = np.logaddexp(above, evidence.log_e_below_wide(-bound)) - np.log(2.0)
-            below = np.minimum(below, evidence.log_e_above_near(-bound))
+            if inside:
+                below = np.minimum(below, evidence.log_e_above_near(-bound))
         worse[:, i] = np.where(taken >= 3, above, _NOTHING)
         within[:, i] = np.where(taken >= 3, below, _NOTHING)
     return worse, within
@@ -173,18 +177,29 @@ def split(baseline: Array, canary: Array) -> Course:
 
 
 def judge_all(
-    baseline: TrackBlocks, canary: TrackBlocks, setting: Setting, config: JudgeConfig
+    baseline: TrackBlocks,
+    canary: TrackBlocks,
+    setting: Setting,
+    config: JudgeConfig,
+    *,
+    within: bool = True,
 ) -> dict[str, Course]:
-    """The evidence of all simulated metrics over time."""
+    """The evidence of all simulated metrics over time; `within` as for `means`."""
     blocks = Blocks.of(setting, config)
     b, c = baseline.grouped(blocks.starts), canary.grouped(blocks.starts)
     good = (b.requests - b.errors, c.requests - c.errors)
-    tokens = (b.tokens.total, c.tokens.total)
-    return {
-        "ttft": means(b.ttft, c.ttft, "ttft", config, blocks),
-        "itl": means(b.itl, c.itl, "itl", config, blocks),
-        "e2e_per_token": means(b.e2e, c.e2e, "e2e_per_token", config, blocks, tokens),
-        "output_length": means(b.tokens, c.tokens, "output_length", config, blocks),
+    per = {"e2e_per_token": (b.tokens.total, c.tokens.total)}
+    sums = {
+        "ttft": (b.ttft, c.ttft),
+        "itl": (b.itl, c.itl),
+        "e2e_per_token": (b.e2e, c.e2e),
+        "output_length": (b.tokens, c.tokens),
+    }
+    out = {
+        name: means(*pair, name, config, blocks, per.get(name), within)
+        for name, pair in sums.items()
+    }
+    return out | {
         "gateway_errors": shares((b.errors, b.requests), (c.errors, c.requests), "gateway_errors"),
         "finish_reasons": shares((b.long, good[0]), (c.long, good[1]), "finish_reasons"),
         "split": split(b.requests, c.requests),

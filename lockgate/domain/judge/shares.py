@@ -40,8 +40,8 @@ class _ShareHistory:
         """The larger of both tracks'."""
         blocks = len(self.events["canary"])
         if self._measured[0] != blocks:
-            both = [[part[t] for t in TRACKS] for part in (self.events, self.trials)]
-            self._measured = blocks, float(proportion.dispersion(*both).max())
+            events, trials = ([part[t] for t in TRACKS] for part in (self.events, self.trials))
+            self._measured = blocks, float(proportion.dispersion(events, trials).max())
         return self._measured[1]
 
 
