@@ -241,7 +241,8 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         reason = "the trace has no such samples"
     elif worse and not (load and load.surely_heavier):
         verdict = Verdict.FAIL
-        reason = f"worse than the margin of {margin}: {change}"
+        with_others = "" if alone else ", by the evidence of all metrics together"
+        reason = f"worse than the margin of {margin}{with_others}: {change}"
     elif load and (load.surely_heavier or load.surely_lighter):
         reason = (
             f"not like with like: a canary replica carries {load.ratio:.2f} times the load of a "

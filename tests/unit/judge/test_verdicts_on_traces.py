@@ -74,6 +74,18 @@ def test_a_doubled_latency_is_found_where_replicas_are_declared_not_to_drift() -
         assert report.verdict is Verdict.FAIL
 
 
+def test_metrics_that_move_together_fail_the_canary_before_any_of_them_would_alone() -> None:
+    slow = Server(rate=3.0, ttft=0.3, itl=0.09, drift_sd=0.1)
+    report = judge_lines(
+        trace(Server(rate=3.0, drift_sd=0.1), slow, 60, 1), JudgeConfig(step_start=0)
+    )
+    assert report.verdict is Verdict.FAIL
+    assert all(m.evidence < m.threshold for m in report.metrics if m.threshold)
+    named = {m.name for m in report.metrics if m.verdict is Verdict.FAIL}
+    assert named == {"itl", "e2e_per_token"}
+    assert all(any(reason.startswith(name) for reason in report.reasons) for name in named)
+
+
 def test_server_errors_at_the_gateway_fail_the_canary_and_are_named() -> None:
     report = judge_lines(trace(Server(), Server(errors=1.0), 60, 1), config())
     assert report.verdict is Verdict.FAIL
