@@ -23,10 +23,19 @@ import numpy as np
 from scipy.stats import beta
 
 from benchmarks import judge_oracle
-from benchmarks.judge_families import FAMILIES, Change, Setting, TrackBlocks, simulate
+from benchmarks.judge_families import (
+    FAMILIES,
+    ITL_SIGMA,
+    TOKENS,
+    TTFT_SIGMA,
+    Change,
+    Setting,
+    TrackBlocks,
+    simulate,
+)
 from benchmarks.judge_peers import PEERS, TICK, delays, tuned
 from benchmarks.judge_report import write_report
-from benchmarks.judge_vectorised import alpha_of, judge_all, outcome
+from benchmarks.judge_vectorised import Blocks, alpha_of, judge_all, means, outcome
 from lockgate.domain.judge import JudgeConfig
 
 SEED = 20_240
@@ -140,25 +149,45 @@ def oracle(family: str, traces: int) -> dict[str, Any]:
 
 
 def steady(traces: int) -> dict[str, Any]:
-    """Independent requests, replicas declared not to drift: seconds of ours and of the SPRT, TTFT
+    """Independent requests, replicas declared not to drift: mean seconds of ours and of the SPRT, TTFT
     alone and ITL alone, both with the same share of alpha."""
     config = CONFIG.model_copy(update={"drift_sd": 0.0})
     out: dict[str, Any] = {"traces": traces}
+    known = {"ttft": (TTFT_SIGMA, SETTING.rate), "itl": (ITL_SIGMA, SETTING.rate * TOKENS)}
     for shift in (1.2, 1.3, 1.5, 2.0, 5.0):
-        setting = Setting(seconds=1200.0 if shift < 1.5 else 300.0)
+        setting = Setting(seconds=2400.0 if shift < 1.3 else 600.0)
         pair = simulate("iid", setting, traces, Change(latency=shift), _rng("steady", shift))
-        found = judge_all(*pair, setting, config, within=False)
+        blocks = Blocks.of(setting, config)
+        b, c = (track.grouped(blocks.starts) for track in pair)
         for metric in ("ttft", "itl"):
-            ours = outcome(found, setting, config, metric).failed
-            best = judge_oracle.latency(
-                "iid", metric, shift, 0.1, alpha_of(metric, config), setting, traces, SEED
-            )
+            alpha = alpha_of(metric, config)
+            sums = getattr(b, metric), getattr(c, metric)
+            course = means(*sums, metric, config, blocks, within=False)
+            took = blocks.first(course.worse >= -math.log(alpha))
+            scatter, rate = known[metric]
             out[f"{metric} {shift:g}x"] = {
-                "seconds": setting.seconds, "ours": _summary(ours), "sprt": _summary(best),
-                "ours mean": float(np.minimum(ours, setting.seconds).mean()),
-                "sprt mean": float(np.minimum(best, setting.seconds).mean()),
-            }  # fmt: skip
+                "seconds": setting.seconds,
+                "ours": _summary(took) | {"mean": float(np.minimum(took, setting.seconds).mean())},
+                "sprt": judge_oracle.independent_seconds(scatter, shift, 0.1, alpha, rate),
+            }
     return out
+
+
+def counts() -> dict[str, float]:
+    """Mean seconds of an SPRT for the simulated regressions of shares, with all of alpha and with the
+    metric's share of it."""
+    rate, all_ = SETTING.rate, CONFIG.alpha
+    errors, mix = alpha_of("gateway_errors", CONFIG), alpha_of("finish_reasons", CONFIG)
+    cases = {
+        "errors 1% to 3%": (0.01, 0.03, 0.005, errors),
+        "errors 1% to 30%": (0.01, 0.30, 0.005, errors),
+        "finish reasons 30% to 60%": (0.3, 0.6, 0.05, mix),
+    }
+    return {
+        f"{name}, {how}": judge_oracle.share_seconds(b, c, margin, alpha, rate)
+        for name, (b, c, margin, share) in cases.items()
+        for how, alpha in (("all of alpha", all_), ("its share", share))
+    }
 
 
 def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -181,8 +210,14 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
             yield ("oracle", family), oracle, (family, given.oracle_traces)
     if "peers" in given.parts and "peers" not in data:
         yield ("peers",), peers, (given.peer_traces,)
+    if "oracle" in given.parts and "counts" not in data:
+        yield ("counts",), counts, ()
     if "steady" in given.parts and "steady" not in data:
         yield ("steady",), steady, (given.oracle_traces,)
+
+
+def _part(place: tuple[Any, ...]) -> str:
+    return "oracle" if place[0] == "counts" else str(place[0])
 
 
 def _keep(data: dict[str, Any], place: tuple[Any, ...], value: dict[str, Any]) -> None:
@@ -229,7 +264,7 @@ def main() -> None:
 
     with ProcessPoolExecutor(given.processes) as pool:
         work = list(_work(given, data))
-        order = [p for part in given.parts for p in work if p[0][0] == part]
+        order = [p for part in given.parts for p in work if _part(p[0]) == part]
         waiting = iter(order)
         running = {}
         for place, function, arguments in waiting:

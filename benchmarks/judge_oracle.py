@@ -32,31 +32,27 @@ def _fine_grid() -> NuisanceGrid:
     return NuisanceGrid(table[:, 0], table[:, 1], table[:, 2], even, even)
 
 
-def _observations(baseline: Sums, canary: Sums) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Each cell's log ratio of means, its sampling variance, and whether both tracks have samples."""
-    value, variance = [], []
-    for sums in (baseline, canary):
-        count, total, square = (x.sum(axis=1) for x in (sums.count, sums.total, sums.square))
-        scatter = np.maximum(count * square / total**2 - 1.0, 0.0)[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.nan_to_num(sums.total / sums.count)
-        log, own = log_mean(sums.count, mean, scatter, count[:, None])
-        value.append(log)
-        variance.append(own)
-    ready = (baseline.count >= 2) & (canary.count >= 2)
-    return value[1] - value[0], variance[0] + variance[1], ready
-
-
 def _evidence(
     pair: tuple[TrackBlocks, TrackBlocks], metric: str, grid: NuisanceGrid, setting: Setting
 ) -> list[tuple[Array, Array, Array]]:
-    """Base, score and information of each trace after each cell."""
-    y, v, ready = _observations(getattr(pair[0], metric), getattr(pair[1], metric))
-    evidence, since, out = ShiftEvidence(grid, (y.shape[0],)), np.zeros(y.shape[0]), []
-    for i in range(y.shape[1]):
+    """Base, score and information of each trace after each cell. Cells with fewer than two samples
+    on a track are joined with the next."""
+    tracks: list[Sums] = [getattr(track, metric) for track in pair]
+    traces = tracks[0].count.shape[0]
+    evidence, since, out = ShiftEvidence(grid, (traces,)), np.zeros(traces), []
+    whole = [[x.sum(axis=1) for x in (t.count, t.total, t.square)] for t in tracks]
+    scatter = [np.maximum(n * square / total**2 - 1.0, 0.0) for n, total, square in whole]
+    open_ = np.zeros((2, 2, traces))
+    for i in range(setting.blocks):
         since += setting.block
-        evidence.update(y[:, i], v[:, i], since, ready[:, i])
-        since[ready[:, i]] = 0.0
+        for t, sums in enumerate(tracks):
+            open_[t] += sums.count[:, i], sums.total[:, i]
+        ready = open_[:, 0].min(axis=0) >= 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.nan_to_num(open_[:, 1] / open_[:, 0])
+        logs = [log_mean(open_[t, 0], mean[t], scatter[t], whole[t][0]) for t in range(2)]
+        evidence.update(logs[1][0] - logs[0][0], logs[0][1] + logs[1][1], since, ready)
+        since[ready], open_[:, :, ready] = 0.0, 0.0
         out.append((evidence.base.copy(), evidence.score.copy(), evidence.info.copy()))
     return out
 
@@ -93,6 +89,15 @@ def latency(
     )
     hit = ratio >= -math.log(alpha)
     return np.where(hit.any(axis=1), (hit.argmax(axis=1) + 1) * setting.block, np.inf)
+
+
+def independent_seconds(
+    scatter: float, shift: float, margin: float, alpha: float, rate: float
+) -> float:
+    """Mean seconds of Wald's test on independent log-normal samples of known `scatter`, `rate` samples
+    a second on each track, for a latency `shift` times as long."""
+    effect = math.log(shift) - math.log1p(margin)
+    return -math.log(alpha) * 4.0 * scatter**2 / (effect**2 * rate)
 
 
 def share_seconds(

@@ -7,7 +7,7 @@ import bisect
 
 _SHORTEST = 0.2
 """The first blocks' length as part of the longest."""
-_GROWTH = 0.2
+_GROWTH = 0.1
 """Length of a block as part of the time since the beginning, until it is the longest."""
 
 
