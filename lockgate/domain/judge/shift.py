@@ -62,12 +62,12 @@ _SPELLS = ((1 / 12, 0.25), (1 / 4, 0.25), (3 / 4, 0.5))
 _LARGEST_DRIFT = 3.0
 """Standard deviation of the log ratio up to which drift is thought of at all (20-fold)."""
 
-_AVERAGED_WORSE, _AVERAGED_WITHIN = 0.2, 0.5
+_AVERAGED_WORSE, _AVERAGED_WITHIN = 0.2, 0.25
 """Nats taken off where drift is possible: the bound holds averaged over the drifts that the null thinks
 of, and this much is what it may be missed by at the declared one (docs/calibration.md)."""
 
-_NEAR: Array = np.array([0.4, 0.7, 1.0, 1.3, 2.0, 4.0, 8.0])
-_NEAR_WEIGHTS: Array = np.array([0.1, 0.2, 0.3, 0.15, 0.1, 0.1, 0.05])
+_NEAR: Array = np.array([0.4, 0.7, 1.0, 1.3, 2.0, 4.0])
+_NEAR_WEIGHTS: Array = np.array([0.1, 0.22, 0.4, 0.16, 0.08, 0.04])
 """How far inside the margin a canary is expected that is no worse, in units of the margin."""
 
 
@@ -150,6 +150,10 @@ def _logsumexp(x: Array, axis: int | tuple[int, ...]) -> Array:
     top = np.max(x, axis=axis, keepdims=True)
     out: Array = np.squeeze(top, axis=axis) + np.log(np.sum(np.exp(x - top), axis=axis))
     return out
+
+
+_FINE = 41
+"""Points at which the ends of an interval are looked for."""
 
 
 class ShiftEvidence:
@@ -259,14 +263,14 @@ class ShiftEvidence:
         low = np.where(np.isnan(half), np.inf, peak - half).min(axis=-1)
         high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
         low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
-        at = low[..., None] + (high - low)[..., None] * np.linspace(0.0, 1.0, 81)
+        at = low[..., None] + (high - low)[..., None] * np.linspace(0.0, 1.0, _FINE)
         value = (self.base + self.grid.log_null)[..., None, :] + (
             self.score[..., None, :] * at[..., None]
             - 0.5 * self.info[..., None, :] * at[..., None] ** 2
         )
         inside = _logsumexp(value, axis=-1) > floor[..., None]
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
-        last = np.minimum(81 - inside[..., ::-1].argmax(axis=-1), 80)
+        last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
         lo = np.take_along_axis(at, first[..., None], axis=-1)[..., 0]
         hi = np.take_along_axis(at, last[..., None], axis=-1)[..., 0]
         return np.where(blank, -np.inf, lo), np.where(blank, np.inf, hi)
