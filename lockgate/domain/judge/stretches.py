@@ -91,8 +91,9 @@ class Stretches:
         reached = math.inf
         for track in TRACKS:
             siblings = self._siblings(lane, track)
-            limit = _MISSED_LOOKS * max(len(siblings) - 1, 1)
-            here = [s.latest for s in siblings if len(siblings) == 1 or s.missed < limit]
+            alive = sum(s.missed <= len(siblings) for s in siblings)
+            limit = _MISSED_LOOKS * max(alive, 1)
+            here = [s.latest for s in siblings if s.missed < limit]
             reached = min(reached, min(here, default=-math.inf))
         return reached
 

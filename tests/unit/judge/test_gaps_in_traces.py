@@ -100,3 +100,19 @@ def test_ten_kills_of_the_driver_change_no_verdict(
             reports.append((decided.verdict, decided.decided_at))
     assert {verdict for verdict, _ in reports} == {expected}
     assert len(set(reports)) == 1
+
+
+def test_pods_that_were_replaced_time_and_again_are_not_waited_for() -> None:
+    def replaced(row: dict[str, Any]) -> dict[str, Any]:
+        if row["instance"] == "canary-0":
+            return {**row, "instance": f"canary-{int(row['time'] // 12)}"}
+        return row
+
+    judge = Judge(config())
+    for line in trace(Server(), Server(), 120, 4, edit=replaced):
+        judge.observe(parse_line(line))
+    report = judge.look()
+    assert report.verdict is not Verdict.FAIL
+    # each new pod's first scrape is its reference: a second of twelve is not counted
+    assert metric(report, "ttft").n_canary > 0.75 * metric(report, "gateway_errors").n_canary
+    assert report.looks >= 30
