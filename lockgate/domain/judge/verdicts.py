@@ -109,6 +109,8 @@ def decide(standing: Standing, before: Decision) -> Decision:
     if before.fail_at is not None:
         return before
     together = _worse_together(standing)
+    if not together and not _may_fail(standing) and not _may_pass(standing):
+        return before
     standing = replace(standing, failed=together)
     found = metric_verdicts(standing, display=bool(together))
     failed = tuple(f"{m.name}: {m.reason}" for m in found if _fails_whole(standing, m))
@@ -119,6 +121,26 @@ def decide(standing: Standing, before: Decision) -> Decision:
     if before.pass_at is None and in_budget and not obstacles(standing, found):
         return replace(before, pass_at=standing.now)
     return before
+
+
+def _may_fail(standing: Standing) -> bool:
+    """Whether a crash or one metric's evidence could fail the canary; cheap, and never wrongly no."""
+    return bool(standing.health.of("canary", standing.start)) or any(
+        standing.evaluators[name].evidence.log_worse >= -math.log(alpha)
+        for name, alpha in standing.alpha.items()
+    )
+
+
+def _may_pass(standing: Standing) -> bool:
+    """Whether time, requests and the required metrics' evidence allow a pass; as cheap."""
+    config = standing.config
+    if standing.elapsed < config.hold_s or standing.canary_requests < config.minimum_requests:
+        return False
+    return config.pass_rule is PassRule.NO_HARM or all(
+        e.evidence.log_within >= -math.log(config.beta)
+        for e in standing.evaluators.values()
+        if e.metric.criticality is Criticality.REQUIRED
+    )
 
 
 def _worse_together(standing: Standing) -> tuple[str, ...]:
