@@ -1,9 +1,10 @@
 """Calibration of the judge: `python -m benchmarks.judge_calibration` writes docs/calibration.md.
 
 For every family of traffic: the false-rollback rate at no difference and at the margin itself, with a
-look at every block; the false-pass rate at the margin; power and delay for regressions; the same for
+look at every scrape; the false-pass rate at the margin; power and delay for regressions; the same for
 other controllers' rules, tuned to the same false-rollback rate; and an SPRT that knows everything.
-Seeded: the same numbers every time.
+Seeded: the same numbers every time. It may be stopped and goes on where it was (`--fresh` begins
+anew): every thousand traces are written down.
 """
 
 from __future__ import annotations
@@ -11,48 +12,54 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import beta
 
-from benchmarks.judge_families import FAMILIES, TTFT_SIGMA, Change, Setting, TrackBlocks, simulate
-from benchmarks.judge_peers import PEERS, delays, tuned
+from benchmarks import judge_oracle
+from benchmarks.judge_families import (
+    FAMILIES,
+    ITL_SIGMA,
+    TOKENS,
+    TTFT_SIGMA,
+    Change,
+    Setting,
+    TrackBlocks,
+    simulate,
+)
+from benchmarks.judge_peers import PEERS, TICK, delays, tuned
 from benchmarks.judge_report import write_report
-from benchmarks.judge_vectorised import alpha_of, judge_all, means
+from benchmarks.judge_vectorised import Blocks, alpha_of, judge_all, means, outcome
 from lockgate.domain.judge import JudgeConfig
 
 SEED = 20_240
+CHUNK = 500
 NULLS = {
     "no difference": Change(),
     "at the margin": Change(latency=1.1, errors=0.015, tokens=1.15, finish=0.35),
 }
+LATENCIES = {f"latency {x:g}x": Change(latency=x) for x in (1.2, 1.3, 2.0, 5.0)}
 SHIFTS = {
-    "latency 1.2x": Change(latency=1.2),
-    "latency 1.3x": Change(latency=1.3),
-    "latency 2x": Change(latency=2.0),
-    "latency 5x": Change(latency=5.0),
+    **LATENCIES,
     "TTFT tail (5% at 10x)": Change(tail=0.05),
     "errors 1% to 3%": Change(errors=0.03),
     "errors 1% to 30%": Change(errors=0.30),
     "answers cut to 60%": Change(tokens=0.6),
     "finish reasons 30% to 60%": Change(finish=0.6),
 }
-LATENCY_ONLY = ("latency 1.2x", "latency 1.3x", "latency 2x", "latency 5x")
+SETTING, LONG = Setting(), Setting(seconds=1800.0)
+CONFIG = JudgeConfig()
 
 
 def upper_bound(hits: int, n: int, level: float = 0.95) -> float:
     """Clopper-Pearson upper confidence bound of a rate."""
     return 1.0 if hits >= n else float(beta.ppf(level, hits + 1, n - hits))
-
-
-def block_means(track: TrackBlocks, metric: str) -> np.ndarray:
-    """A latency's mean in each block, as peers would query it; NaN without samples."""
-    sums = {"ttft": track.ttft, "itl": track.itl}[metric]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out: np.ndarray = sums.total / sums.count
-    return out
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -68,144 +75,228 @@ def _summary(times: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def false_rates(
-    family: str, setting: Setting, traces: int, config: JudgeConfig
-) -> dict[str, object]:
-    """Family-wise false rollbacks and per-metric false passes, in batches of 2,000 traces."""
-    out: dict[str, object] = {}
-    for name, change in NULLS.items():
-        failed, passed, done = 0, dict[str, int](), 0
-        while done < traces:
-            n = min(2000, traces - done)
-            b, c = simulate(family, setting, n, change, _rng(family, name, done))
-            found = judge_all(b, c, setting, config)
-            failed += int(np.isfinite(np.min([f.worse for f in found.values()], axis=0)).sum())
-            for metric, crossing in found.items():
-                passed[metric] = passed.get(metric, 0) + int(np.isfinite(crossing.within).sum())
-            done += n
-        out[name] = {
-            "failed": failed / traces,
-            "failed_bound": upper_bound(failed, traces),
-            "passed": {m: p / traces for m, p in passed.items() if m != "split"},
-            "passed_bound": {m: upper_bound(p, traces) for m, p in passed.items() if m != "split"},
-        }
+def false_rates(family: str, null: str, setting: Setting, chunk: int) -> dict[str, int]:
+    """Counts in one chunk: traces, false rollbacks, and false passes a metric."""
+    key = (family, null, chunk, setting.seconds)
+    pair = simulate(family, setting, CHUNK, NULLS[null], _rng(*key))
+    edge = null == "at the margin"
+    found = outcome(judge_all(*pair, setting, CONFIG, within=edge), setting, CONFIG)
+    counts = {"traces": CHUNK, "failed": int(np.isfinite(found.failed).sum())}
+    if edge:
+        counts |= {f"passed {m}": int(np.isfinite(t).sum()) for m, t in found.within.items()}
+    return counts
+
+
+def power(family: str, name: str, traces: int) -> dict[str, Any]:
+    """Power within the trace and median delay (seconds) of the whole verdict, and of TTFT alone."""
+    pair = simulate(family, SETTING, traces, SHIFTS[name], _rng(family, name))
+    found = judge_all(*pair, SETTING, CONFIG, within=False)
+    out: dict[str, Any] = _summary(outcome(found, SETTING, CONFIG).failed)
+    out |= {m: _summary(outcome(found, SETTING, CONFIG, m).failed) for m in ("ttft", "itl")}
+    return out | {"traces": traces}
+
+
+def _ticks(track: TrackBlocks, metric: str) -> np.ndarray:
+    """A latency's mean at each of the peers' looks; NaN without samples."""
+    sums = getattr(track, metric).grouped(np.arange(0, SETTING.blocks, round(TICK)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out: np.ndarray = sums.total / sums.count
     return out
 
 
-def power(family: str, setting: Setting, traces: int, config: JudgeConfig) -> dict[str, object]:
-    """Power within the trace and median delay (seconds) of the whole verdict, a regression."""
-    out: dict[str, object] = {}
-    for name, change in SHIFTS.items():
-        if change.tail and family not in ("iid", "ar1"):
-            continue
-        b, c = simulate(family, setting, traces, change, _rng(family, name))
-        found = judge_all(b, c, setting, config)
-        out[name] = _summary(np.min([f.worse for f in found.values()], axis=0)) | {
-            "ttft": _summary(found["ttft"].worse)
-        }
-    return out
-
-
-def peers(
-    families: tuple[str, ...], setting: Setting, traces: int, rate: float
-) -> dict[str, object]:
+def peers(traces: int) -> dict[str, Any]:
     """Peers on mean TTFT or mean ITL, tuned in hindsight to each family and, as one setting, to
     all of them."""
-    nulls, shifted = {}, {}
-    for family in families:
-        key = (family, "peers")
-        nulls[family] = simulate(family, setting, traces, NULLS["at the margin"], _rng(*key))
-        for name in LATENCY_ONLY:
-            shifted[family, name] = simulate(
-                family, setting, traces, SHIFTS[name], _rng(name, *key)
-            )
-    out: dict[str, object] = {}
+    seen: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
+    for family in FAMILIES:
+        for name, change in {"null": NULLS["at the margin"], **LATENCIES}.items():
+            b, c = simulate(family, SETTING, traces, change, _rng(family, "peers", name))
+            for metric in ("ttft", "itl"):
+                seen[metric, family, name] = _ticks(b, metric), _ticks(c, metric)
+    out: dict[str, Any] = {}
     for metric in ("ttft", "itl"):
-        means_of = {f: tuple(block_means(t, metric) for t in pair) for f, pair in nulls.items()}
         for peer, rule in PEERS.items():
-            everywhere = tuned(rule, list(means_of.values()), rate)
-            rows: dict[str, dict[str, object]] = {}
-            for family in families:
-                own = tuned(rule, [means_of[family]], rate)
+            nulls = {f: seen[metric, f, "null"] for f in FAMILIES}
+            everywhere = tuned(rule, list(nulls.values()), CONFIG.alpha)
+            rows: dict[str, dict[str, Any]] = {}
+            for family in FAMILIES:
+                own = tuned(rule, [nulls[family]], CONFIG.alpha)
                 rows[family] = {"knob": own if math.isfinite(own) else None}
-                for name in LATENCY_ONLY:
-                    b, c = (block_means(t, metric) for t in shifted[family, name])
+                for name in LATENCIES:
+                    pair = seen[metric, family, name]
                     rows[family][name] = {
-                        "own": _summary(delays(rule, own, b, c, setting.block)),
-                        "everywhere": _summary(delays(rule, everywhere, b, c, setting.block)),
+                        "own": _summary(delays(rule, own, *pair, TICK)),
+                        "everywhere": _summary(delays(rule, everywhere, *pair, TICK)),
                     }
             out[f"{peer}, {metric.upper()}"] = {
                 "everywhere": everywhere if math.isfinite(everywhere) else None,
                 "families": rows,
             }
+    return out | {"traces": traces}
+
+
+def oracle(family: str, traces: int) -> dict[str, Any]:
+    """The better of TTFT and ITL for an SPRT that knows everything, with the same share of alpha."""
+    out: dict[str, Any] = {"traces": traces}
+    for name, change in LATENCIES.items():
+        for metric in ("ttft", "itl"):
+            for how, alpha in (("all", CONFIG.alpha), ("share", alpha_of(metric, CONFIG))):
+                took = judge_oracle.latency(
+                    family, metric, change.latency, 0.1, alpha, SETTING, traces, SEED
+                )
+                out.setdefault(name, {})[f"{metric} {how}"] = _summary(took)
     return out
 
 
-def sprt(setting: Setting, traces: int, config: JudgeConfig) -> dict[str, object]:
-    """Mean seconds on independent requests: ours where replicas are declared not to drift, against
-    Wald's test that knows the alternative, the noise and that samples are independent, with the
-    same share of alpha and the same margin."""
-    alpha = alpha_of("ttft", config)
-    steady = config.model_copy(update={"drift_sd": 0.0})
-    out: dict[str, object] = {}
-    for shift in (1.2, 1.3, 1.5, 2.0):
-        effect = math.log(shift / 1.1)
-        pairs = 4.0 * TTFT_SIGMA**2 * -math.log(alpha) / effect**2
-        seconds = min(max(5.0 * pairs / setting.rate, 60.0), 6000.0)
-        block = 2.0 if seconds < 600 else 5.0
-        long = Setting(setting.rate, math.ceil(seconds / block) * block, block)
-        b, c = simulate("iid", long, traces, Change(latency=shift), _rng("sprt", shift))
-        took = means(b.ttft, c.ttft, "ttft", steady, alpha, long).worse
-        out[f"{shift}x"] = {
-            "sprt": pairs / setting.rate,
-            "ours": float(np.minimum(took, long.seconds).mean()),
-            "power": float(np.isfinite(took).mean()),
-        }
+def steady(traces: int) -> dict[str, Any]:
+    """Independent requests, replicas declared not to drift: mean seconds of ours and of the SPRT, TTFT
+    alone and ITL alone, both with the same share of alpha."""
+    config = CONFIG.model_copy(update={"drift_sd": 0.0})
+    out: dict[str, Any] = {"traces": traces}
+    known = {"ttft": (TTFT_SIGMA, SETTING.rate), "itl": (ITL_SIGMA, SETTING.rate * TOKENS)}
+    for shift in (1.2, 1.3, 1.5, 2.0, 5.0):
+        setting = Setting(seconds=2400.0 if shift < 1.3 else 600.0)
+        pair = simulate("iid", setting, traces, Change(latency=shift), _rng("steady", shift))
+        blocks = Blocks.of(setting, config)
+        b, c = (track.grouped(blocks.starts) for track in pair)
+        for metric in ("ttft", "itl"):
+            alpha = alpha_of(metric, config)
+            sums = getattr(b, metric), getattr(c, metric)
+            course = means(*sums, metric, config, blocks, within=False)
+            took = blocks.first(course.worse >= -math.log(alpha))
+            scatter, rate = known[metric]
+            out[f"{metric} {shift:g}x"] = {
+                "seconds": setting.seconds,
+                "ours": _summary(took) | {"mean": float(np.minimum(took, setting.seconds).mean())},
+                "sprt": judge_oracle.independent_seconds(scatter, shift, 0.1, alpha, rate),
+            }
     return out
+
+
+def counts() -> dict[str, float]:
+    """Mean seconds of an SPRT for the simulated regressions of shares, with all of alpha and with the
+    metric's share of it."""
+    rate, all_ = SETTING.rate, CONFIG.alpha
+    errors, mix = alpha_of("gateway_errors", CONFIG), alpha_of("finish_reasons", CONFIG)
+    cases = {
+        "errors 1% to 3%": (0.01, 0.03, 0.005, errors),
+        "errors 1% to 30%": (0.01, 0.30, 0.005, errors),
+        "finish reasons 30% to 60%": (0.3, 0.6, 0.05, mix),
+    }
+    return {
+        f"{name}, {how}": judge_oracle.share_seconds(b, c, margin, alpha, rate)
+        for name, (b, c, margin, share) in cases.items()
+        for how, alpha in (("all of alpha", all_), ("its share", share))
+    }
+
+
+def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """(place in the data, function, arguments) of everything that is still to be computed."""
+    for part, setting, traces in (("false", SETTING, given.traces), ("long", LONG, given.long)):
+        for chunk in range(-(-traces // CHUNK)):
+            for family in given.families:
+                for null in NULLS:
+                    done = data.get(part, {}).get(family, {}).get(null, {}).get("chunks", [])
+                    if part in given.parts and chunk not in done:
+                        yield (part, family, null, chunk), false_rates, (
+                            family, null, setting, chunk)  # fmt: skip
+    for family in given.families:
+        for name, change in SHIFTS.items():
+            known = data.get("power", {}).get(family, {})
+            possible = not change.tail or family in ("iid", "ar1")
+            if "power" in given.parts and name not in known and possible:
+                yield ("power", family, name), power, (family, name, given.power_traces)
+        if "oracle" in given.parts and family not in data.get("oracle", {}):
+            yield ("oracle", family), oracle, (family, given.oracle_traces)
+    if "peers" in given.parts and "peers" not in data:
+        yield ("peers",), peers, (given.peer_traces,)
+    if "oracle" in given.parts and "counts" not in data:
+        yield ("counts",), counts, ()
+    if "steady" in given.parts and "steady" not in data:
+        yield ("steady",), steady, (given.oracle_traces,)
+
+
+def _part(place: tuple[Any, ...]) -> str:
+    return "oracle" if place[0] == "counts" else str(place[0])
+
+
+def _keep(data: dict[str, Any], place: tuple[Any, ...], value: dict[str, Any]) -> None:
+    if place[0] in ("false", "long"):
+        part, family, null, chunk = place
+        counts = data.setdefault(part, {}).setdefault(family, {}).setdefault(null, {})
+        for name, number in value.items():
+            counts[name] = counts.get(name, 0) + number
+        counts["chunks"] = sorted([*counts.get("chunks", []), chunk])
+        return
+    *path, last = place
+    for key in path:
+        data = data.setdefault(key, {})
+    data[last] = value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--traces", type=int, default=10_000, help="a family, for the headline")
+    parser.add_argument("--long", type=int, default=2_000, help="traces of 1800 s a family")
     parser.add_argument("--power-traces", type=int, default=1_000)
-    parser.add_argument("--peer-traces", type=int, default=400)
-    parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--rate", type=float, default=2.0, help="requests a second and track")
+    parser.add_argument("--peer-traces", type=int, default=1_000)
+    parser.add_argument("--oracle-traces", type=int, default=400)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parser.add_argument("--parts", nargs="+", default=["false", "power", "peers", "sprt"])
+    parts = ["power", "oracle", "peers", "steady", "false", "long"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this; go on later")
+    parser.add_argument("--fresh", action="store_true", help="forget what was computed before")
     parser.add_argument("--data", type=Path, default=Path("docs/calibration.json"))
     parser.add_argument("--out", type=Path, default=Path("docs/calibration.md"))
     given = parser.parse_args()
-    setting, config = Setting(given.rate, given.seconds), JudgeConfig()
-    data = json.loads(given.data.read_text()) if given.data.exists() else {}
-    data["setting"] = {
-        "rate": setting.rate, "seconds": setting.seconds, "block": setting.block, "seed": SEED,
+    began = time.monotonic()
+    data = json.loads(given.data.read_text()) if given.data.exists() and not given.fresh else {}
+    about = {
+        "rate": SETTING.rate, "seconds": SETTING.seconds, "scrape": SETTING.block,
+        "block": CONFIG.block_s, "long": LONG.seconds, "seed": SEED,
     }  # fmt: skip
+    if data.get("setting") != about:
+        data = {"setting": about, "cpu_seconds": 0.0}
 
-    def keep(part: str, key: str | None, value: object, began: float) -> None:
-        if key is None:
-            data[part] = value
-        else:
-            data.setdefault(part, {})[key] = value
-        given.data.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-        given.out.write_text(write_report(data))
-        print(f"{part} {key or ''}: {time.monotonic() - began:.0f} s", flush=True)
+    def late() -> bool:
+        return time.monotonic() - began > 60.0 * given.minutes
 
-    for family in given.families:
-        if "false" in given.parts:
-            began = time.monotonic()
-            found = false_rates(family, setting, given.traces, config)
-            keep("false", family, {"traces": given.traces, **found}, began)
-        if "power" in given.parts:
-            began = time.monotonic()
-            found = power(family, setting, given.power_traces, config)
-            keep("power", family, {"traces": given.power_traces, "shifts": found}, began)
-    if "peers" in given.parts:
-        began = time.monotonic()
-        keep("peers", None, peers(FAMILIES, setting, given.peer_traces, config.alpha), began)
-    if "sprt" in given.parts:
-        began = time.monotonic()
-        keep("sprt", None, sprt(setting, given.power_traces, config), began)
+    with ProcessPoolExecutor(given.processes) as pool:
+        work = list(_work(given, data))
+        order = [p for part in given.parts for p in work if _part(p[0]) == part]
+        waiting = iter(order)
+        running = {}
+        for place, function, arguments in waiting:
+            running[pool.submit(_timed, function, arguments)] = place
+            while len(running) >= given.processes or (late() and running):
+                finished = next(as_completed(running))
+                spent, value = finished.result()
+                data["cpu_seconds"] += spent
+                _keep(data, running.pop(finished), value)
+                _write(given, data)
+            if late():
+                break
+        for finished in as_completed(running):
+            spent, value = finished.result()
+            data["cpu_seconds"] += spent
+            _keep(data, running[finished], value)
+        _write(given, data)
+    left = len(list(_work(given, data)))
+    print(f"{time.monotonic() - began:.0f} s; {left} pieces of work left", flush=True)
+
+
+def _timed(function: Any, arguments: tuple[Any, ...]) -> tuple[float, Any]:
+    began = time.process_time()
+    value = function(*arguments)
+    return time.process_time() - began, value
+
+
+def _write(given: argparse.Namespace, data: dict[str, Any]) -> None:
+    fresh = given.data.with_suffix(".new")
+    fresh.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    fresh.replace(given.data)
+    given.out.write_text(write_report(data, upper_bound))
 
 
 if __name__ == "__main__":

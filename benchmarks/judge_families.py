@@ -36,11 +36,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Setting:
-    """Requests a second and track, seconds, seconds a block."""
+    """Requests a second and track, seconds, seconds a cell (the time between two scrapes)."""
 
     rate: float = 2.0
     seconds: float = 300.0
-    block: float = 5.0
+    block: float = 1.0
 
     @property
     def blocks(self) -> int:
@@ -54,6 +54,12 @@ class Sums:
     count: Array
     total: Array
     square: Array
+
+    def grouped(self, starts: NDArray[np.int64]) -> Sums:
+        """Sums over runs of cells that begin at these."""
+        return Sums(
+            *(np.add.reduceat(x, starts, axis=1) for x in (self.count, self.total, self.square))
+        )
 
     @staticmethod
     def zeros(shape: tuple[int, int]) -> Sums:
@@ -75,10 +81,20 @@ class TrackBlocks:
 
     ttft: Sums
     itl: Sums
+    e2e: Sums
+    """End-to-end latency of requests that went well."""
     tokens: Sums
     requests: Array
     errors: Array
     long: Array
+
+    def grouped(self, starts: NDArray[np.int64]) -> TrackBlocks:
+        """The same in blocks: runs of cells that begin at these."""
+        sums = (x.grouped(starts) for x in (self.ttft, self.itl, self.e2e, self.tokens))
+        counts = (
+            np.add.reduceat(x, starts, axis=1) for x in (self.requests, self.errors, self.long)
+        )
+        return TrackBlocks(*sums, *counts)
 
 
 def _log_normal_sums(rng: np.random.Generator, n: Array, sigma: float, tail: float) -> Sums:
@@ -126,6 +142,16 @@ def _answers(
     tokens = Sums(good, sums.total * scale, sums.square * scale**2)
     long = rng.binomial(good.astype(np.int64), change.finish).astype(float)
     return tokens, errors, long
+
+
+def _end_to_end(ttft: Sums, itl: Sums, tokens: Sums) -> Sums:
+    """End-to-end latencies of a cell: the mean time to first token, then tokens at the mean pace."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first = np.nan_to_num(ttft.total / ttft.count)
+        pace = np.nan_to_num(itl.total / itl.count)
+        length = np.nan_to_num(tokens.square / tokens.total)
+    total = tokens.count * first + tokens.total * pace
+    return Sums(tokens.count, total, tokens.count * first**2 + tokens.total * pace**2 * length)
 
 
 def _scaled(sums: Sums, factor: Array | float) -> Sums:
@@ -246,5 +272,6 @@ def simulate(
             itl = _token_latency(rng, requests * TOKENS, factor * wander, batch)
         ttft = _scaled(ttft, factor)
         tokens, errors, long = _answers(rng, requests, change_here)
-        out.append(TrackBlocks(ttft, itl, tokens, requests, errors, long))
+        e2e = _end_to_end(ttft, itl, tokens)
+        out.append(TrackBlocks(ttft, itl, e2e, tokens, requests, errors, long))
     return out[0], out[1]

@@ -61,8 +61,8 @@ def _counting(threshold: int) -> Rule:
     return rule
 
 
-flagger_1, flagger_5, flagger_10 = _counting(1), _counting(5), _counting(10)
-"""Flagger with `threshold` 1 (its default), 5 and 10."""
+flagger_1, flagger_5, flagger_10, flagger_20 = (_counting(n) for n in (1, 5, 10, 20))
+"""Flagger with `threshold` 1 (its default), 5, 10 and 20."""
 
 argo_3 = _counting(4)
 """Argo Rollouts with `failureLimit` 3: fails when failures exceed the limit. (With its default of 0
@@ -73,10 +73,15 @@ PEERS: dict[str, Rule] = {
     "Flagger, threshold 1 / Argo Rollouts, failureLimit 0": flagger_1,
     "Flagger, threshold 5": flagger_5,
     "Flagger, threshold 10": flagger_10,
+    "Flagger, threshold 20": flagger_20,
     "Argo Rollouts, failureLimit 3": argo_3,
 }
 
-KNOBS: Array = np.concatenate([np.arange(1.0, 2.0, 0.04), np.geomspace(2.0, 400.0, 40)])
+TICK = 5.0
+"""Seconds between two looks of a peer. Their users' intervals are longer; shorter ones would make them
+count the same bad spell more often."""
+
+KNOBS: Array = np.geomspace(1.0, 400.0, 400)
 
 
 def tuned(rule: Rule, nulls: list[tuple[Array, ...]], rate: float) -> float:

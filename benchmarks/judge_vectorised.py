@@ -6,6 +6,7 @@ only the bookkeeping of blocks is repeated here. `tests/unit/judge` checks that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,98 +14,129 @@ from numpy.typing import NDArray
 
 from benchmarks.judge_families import Setting, Sums, TrackBlocks
 from lockgate.domain.judge import DEFAULT_METRICS, JudgeConfig
+from lockgate.domain.judge.blocks import BlockEnds
+from lockgate.domain.judge.evaluators import evidence_grid
 from lockgate.domain.judge.proportion import dispersion, log_e_both, log_e_split
-from lockgate.domain.judge.shift import ShiftEvidence, log_mean, nuisance_grid
+from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean
 
 Array = NDArray[np.float64]
-LATE = 0.9
+EARLY = 0.95
 """The part of alpha that metrics share which are there from the first block."""
 
-SHARES = 14.0
-"""Sum of the weights of the eleven metrics that a vLLM behind Envoy has data for."""
+WITH_DATA = tuple(name for name in DEFAULT_METRICS if name not in ("crashes", "quality_probe"))
+"""The metrics that a vLLM behind Envoy has data for; all of them take their shares of alpha."""
 
 _CHUNK = 50
+_NOTHING = -50.0
+"""Log evidence of a metric that does not speak yet."""
 
 
-def alpha_of(metric: str, config: JudgeConfig, total: float = SHARES) -> float:
+def alpha_of(metric: str, config: JudgeConfig) -> float:
     """A metric's share of alpha."""
-    return LATE * config.alpha * DEFAULT_METRICS[metric].weight / total
+    total = sum(DEFAULT_METRICS[name].weight for name in WITH_DATA)
+    return EARLY * config.alpha * DEFAULT_METRICS[metric].weight / total
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which cells (the stretches between two scrapes) make up the judge's blocks."""
+
+    starts: NDArray[np.int64]
+    ends: Array
+    """Seconds after the beginning at which each block is closed."""
+
+    @staticmethod
+    def of(setting: Setting, config: JudgeConfig) -> Blocks:
+        """A block closes at the first scrape at or after its end."""
+        rule, closed = BlockEnds(config.block_s), list[int]()
+        for number in range(1, setting.blocks * 10):
+            cell = math.ceil(rule.end(number) / setting.block - 1e-9)
+            if cell > setting.blocks:
+                break
+            if not closed or cell > closed[-1]:
+                closed.append(cell)
+        return Blocks(np.array([0, *closed[:-1]]), np.array(closed) * setting.block)
+
+    @property
+    def steps(self) -> Array:
+        """Seconds from block to block."""
+        return np.diff(self.ends, prepend=0.0)
+
+    def first(self, hit: NDArray[np.bool_]) -> Array:
+        """Seconds to each trace's first hit; inf if there is none."""
+        return np.where(hit.any(axis=1), self.ends[hit.argmax(axis=1)], np.inf)
 
 
 @dataclass
-class Crossing:
-    """When each trace's evidence first reached its threshold (seconds, inf if never)."""
+class Course:
+    """Log e-values of one metric after each block: against "within the margin" and against
+    "beyond it"."""
 
     worse: Array
     within: Array
 
 
-def _first(hit: NDArray[np.bool_], block: float) -> Array:
-    return np.where(hit.any(axis=1), (hit.argmax(axis=1) + 1) * block, np.inf)
-
-
 def means(
-    baseline: Sums, canary: Sums, name: str, config: JudgeConfig, alpha: float, setting: Setting
-) -> Crossing:
-    """LATENCY and SIZE metrics."""
+    baseline: Sums, canary: Sums, name: str, config: JudgeConfig, blocks: Blocks,
+    per: tuple[Array, Array] | None = None, within: bool = True,
+) -> Course:  # fmt: skip
+    """LATENCY and SIZE metrics. `per`: divide by these sums instead of by the counts.
+    `within` false leaves out the evidence of being within the margin (cheaper)."""
     metric = DEFAULT_METRICS[name]
-    sized = metric.kind == "size"
-    grid = nuisance_grid(
-        0.0 if sized else config.drift_sd, config.drift_s, config.drift_surprise, metric.dispersion
-    )
-    bound = float(np.log1p(metric.margin))
-    n = baseline.count.shape[0]
+    grid = evidence_grid(config, metric)
+    bound, sized = math.log1p(metric.margin), metric.kind == "size"
     parts: list[tuple[Array, Array]] = []
-    for start in range(0, n, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, n))
-        parts.append(_run(baseline, canary, rows, grid, bound, sized, config, alpha, setting))
-    return Crossing(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+    for start in range(0, baseline.count.shape[0], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        tracks = [
+            (s.count[rows], s.total[rows], s.square[rows], p[rows])
+            for s, p in zip(
+                (baseline, canary), per or (baseline.count, canary.count), strict=True
+            )
+        ]  # fmt: skip
+        parts.append(_run(tracks, grid, bound, sized, within, blocks))
+    return Course(*(np.concatenate(c) for c in zip(*parts, strict=True)))
 
 
 def _run(
-    baseline: Sums,
-    canary: Sums,
-    rows: slice,
-    grid: object,
+    tracks: list[tuple[Array, Array, Array, Array]],
+    grid: NuisanceGrid,
     bound: float,
     sized: bool,
-    config: JudgeConfig,
-    alpha: float,
-    setting: Setting,
+    inside: bool,
+    blocks: Blocks,
 ) -> tuple[Array, Array]:
-    tracks = [(s.count[rows], s.total[rows], s.square[rows]) for s in (baseline, canary)]
-    traces, blocks = tracks[0][0].shape
-    evidence = ShiftEvidence(grid, (traces,))  # type: ignore[arg-type]
-    open_ = np.zeros((2, 3, traces))
-    seen = np.zeros((2, 3, traces))
-    since = np.zeros(traces)
-    taken = np.zeros(traces)
-    worse = np.zeros((traces, blocks), dtype=bool)
-    within = np.zeros((traces, blocks), dtype=bool)
-    for i in range(blocks):
-        since += setting.block
+    traces, number = tracks[0][0].shape
+    evidence = ShiftEvidence(grid, (traces,))
+    open_, seen = np.zeros((2, 4, traces)), np.zeros((2, 4, traces))
+    since, taken = np.zeros(traces), np.zeros(traces)
+    worse, within = np.full((2, traces, number), _NOTHING)
+    for i, step in enumerate(blocks.steps):
+        since += step
         for t, track in enumerate(tracks):
             open_[t] += np.stack([part[:, i] for part in track])
         ready = open_[:, 0].min(axis=0) >= 2
         value, variance = np.zeros((2, traces)), np.zeros((2, traces))
         for t in range(2):
             seen[t] += np.where(ready, open_[t], 0.0)
-            count, total, square = seen[t]
+            count, total, square, _ = seen[t]
             with np.errstate(invalid="ignore", divide="ignore"):
                 scatter = np.nan_to_num(np.maximum(count * square / total**2 - 1.0, 0.0))
-                mean = open_[t][1] / open_[t][0]
-            value[t], variance[t] = log_mean(open_[t][0], np.nan_to_num(mean), scatter, count)
+                mean = np.nan_to_num(open_[t][1] / open_[t][3])
+            value[t], variance[t] = log_mean(open_[t][0], mean, scatter, count)
         evidence.update(value[1] - value[0], variance.sum(axis=0), since, ready)
         taken += ready
         since[ready] = 0.0
         open_[:, :, ready] = 0.0
-        above, below = evidence.log_e_above(bound), evidence.log_e_below(bound)
+        above = evidence.log_e_above(bound)
+        below = evidence.log_e_below(bound) if inside else np.full(traces, _NOTHING)
         if sized:
             above = np.logaddexp(above, evidence.log_e_below_wide(-bound)) - np.log(2.0)
-            below = np.minimum(below, evidence.log_e_above_near(-bound))
-        worse[:, i] = (above >= -np.log(alpha)) & (taken >= 3)
-        within[:, i] = (below >= -np.log(config.beta)) & (taken >= 3)
-    return _first(worse, setting.block), _first(within, setting.block)
+            if inside:
+                below = np.minimum(below, evidence.log_e_above_near(-bound))
+        worse[:, i] = np.where(taken >= 3, above, _NOTHING)
+        within[:, i] = np.where(taken >= 3, below, _NOTHING)
+    return worse, within
 
 
 def _paid(kb: Array, nb: Array, kc: Array, nc: Array) -> tuple[Array, ...]:
@@ -119,14 +151,7 @@ def _paid(kb: Array, nb: Array, kc: Array, nc: Array) -> tuple[Array, ...]:
     return tuple(out)
 
 
-def shares(
-    baseline: tuple[Array, Array],
-    canary: tuple[Array, Array],
-    name: str,
-    config: JudgeConfig,
-    alpha: float,
-    setting: Setting,
-) -> Crossing:
+def shares(baseline: tuple[Array, Array], canary: tuple[Array, Array], name: str) -> Course:
     """RATIO metrics, and MIX for two categories (both of which change alike)."""
     metric = DEFAULT_METRICS[name]
     counts = _paid(*baseline, *canary)
@@ -136,11 +161,10 @@ def shares(
         # as in the product: the mean over categories and directions; the third category is empty
         above = np.logaddexp(above, down) + np.log(2.0 / 6.0)
         below = np.minimum(below, up)
-    hit = (above >= -np.log(alpha), below >= -np.log(config.beta))
-    return Crossing(_first(hit[0], setting.block), _first(hit[1], setting.block))
+    return Course(above, below)
 
 
-def split(baseline: Array, canary: Array, alpha: float, setting: Setting) -> Crossing:
+def split(baseline: Array, canary: Array) -> Course:
     """The split metric at a committed weight of one half."""
     k, n = canary, baseline + canary
     total_k, total_n = np.cumsum(k, axis=1), np.cumsum(n, axis=1)
@@ -148,9 +172,8 @@ def split(baseline: Array, canary: Array, alpha: float, setting: Setting) -> Cro
         spread = dispersion(k[:, : i + 1], n[:, : i + 1])
         total_k[:, i] /= spread
         total_n[:, i] /= spread
-    hit = log_e_split(total_k, total_n, 0.5) >= -np.log(alpha)
-    first = _first(hit, setting.block)
-    return Crossing(first, np.full_like(first, np.inf))
+    worse = log_e_split(total_k, total_n, 0.5)
+    return Course(worse, np.full_like(worse, _NOTHING))
 
 
 def judge_all(
@@ -158,33 +181,55 @@ def judge_all(
     canary: TrackBlocks,
     setting: Setting,
     config: JudgeConfig,
-    shares_of_alpha: float = SHARES,
-) -> dict[str, Crossing]:
-    """All simulated metrics, each with its share of alpha among eleven with data."""
-    alpha = {n: alpha_of(n, config, shares_of_alpha) for n in DEFAULT_METRICS}
-    b, c = baseline, canary
+    *,
+    within: bool = True,
+) -> dict[str, Course]:
+    """The evidence of all simulated metrics over time; `within` as for `means`."""
+    blocks = Blocks.of(setting, config)
+    b, c = baseline.grouped(blocks.starts), canary.grouped(blocks.starts)
     good = (b.requests - b.errors, c.requests - c.errors)
-    return {
-        "ttft": means(b.ttft, c.ttft, "ttft", config, alpha["ttft"], setting),
-        "itl": means(b.itl, c.itl, "itl", config, alpha["itl"], setting),
-        "output_length": means(
-            b.tokens, c.tokens, "output_length", config, alpha["output_length"], setting
-        ),
-        "gateway_errors": shares(
-            (b.errors, b.requests),
-            (c.errors, c.requests),
-            "gateway_errors",
-            config,
-            alpha["gateway_errors"],
-            setting,
-        ),
-        "finish_reasons": shares(
-            (b.long, good[0]),
-            (c.long, good[1]),
-            "finish_reasons",
-            config,
-            alpha["finish_reasons"],
-            setting,
-        ),
-        "split": split(b.requests, c.requests, alpha["split"], setting),
+    per = {"e2e_per_token": (b.tokens.total, c.tokens.total)}
+    sums = {
+        "ttft": (b.ttft, c.ttft),
+        "itl": (b.itl, c.itl),
+        "e2e_per_token": (b.e2e, c.e2e),
+        "output_length": (b.tokens, c.tokens),
     }
+    out = {
+        name: means(*pair, name, config, blocks, per.get(name), within)
+        for name, pair in sums.items()
+    }
+    return out | {
+        "gateway_errors": shares((b.errors, b.requests), (c.errors, c.requests), "gateway_errors"),
+        "finish_reasons": shares((b.long, good[0]), (c.long, good[1]), "finish_reasons"),
+        "split": split(b.requests, c.requests),
+    }
+
+
+@dataclass
+class Outcome:
+    """Of each trace: when it is failed (seconds, inf if never), and when each metric is shown to be
+    within its margin."""
+
+    failed: Array
+    within: dict[str, Array]
+    strongest: Array
+    """Largest log of the evidence over all metrics; failed at 0."""
+
+
+def outcome(
+    found: dict[str, Course], setting: Setting, config: JudgeConfig, only: str | None = None
+) -> Outcome:
+    """What the judge makes of the evidence. `only`: this metric's alone, with its share of alpha."""
+    blocks = Blocks.of(setting, config)
+    weighted = [
+        np.maximum(course.worse, _NOTHING) + math.log(alpha_of(name, config))
+        for name, course in found.items()
+        if only in (None, name)
+    ]
+    total = np.logaddexp.reduce(weighted, axis=0)
+    within = {
+        name: blocks.first(course.within >= -math.log(config.beta))
+        for name, course in found.items()
+    }
+    return Outcome(blocks.first(total >= 0.0), within, total.max(axis=1))

@@ -1,6 +1,7 @@
-"""Provide what tests need beside the Python environments, without root: Debian's docker-registry, in the cache.
+"""Provide what tests need beside the Python environments, without root: Debian's docker-registry and
+prometheus, in the cache.
 
-It is linked into .venv/bin. Prints, comma-separated, what could not be had: the tests that need it are left out, and are
+They are linked into .venv/bin. Prints, comma-separated, what could not be had: the tests that need it are left out, and are
 named on standard error.
 """
 
@@ -18,16 +19,17 @@ from lockgate.environments import cache_root  # noqa: E402
 from lockgate.errors import EnvironmentMissing  # noqa: E402
 
 
-def provide_registry() -> None:
-    link = ROOT / ".venv/bin/docker-registry"
-    if shutil.which("docker-registry") or link.exists():
+def provide_program(package: str) -> None:
+    """The program that a Debian package of the same name carries."""
+    link = ROOT / ".venv/bin" / package
+    if shutil.which(package) or link.exists():
         return
-    unpacked = cache_root() / "tools" / "docker-registry"
-    log = cache_root() / "logs" / "docker-registry.log"
+    unpacked = cache_root() / "tools" / package
+    log = cache_root() / "logs" / f"{package}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    unpack_package("docker-registry", unpacked, log)
+    unpack_package(package, unpacked, log)
     link.unlink(missing_ok=True)
-    link.symlink_to(unpacked / "usr/bin/docker-registry")
+    link.symlink_to(unpacked / "usr/bin" / package)
 
 
 def provide_ssh_keygen() -> None:
@@ -38,7 +40,8 @@ def provide_ssh_keygen() -> None:
 def main() -> int:
     left_out = []
     for name, provide in (
-        ("docker-registry", provide_registry),
+        ("docker-registry", lambda: provide_program("docker-registry")),
+        ("prometheus", lambda: provide_program("prometheus")),
         ("ssh-keygen", provide_ssh_keygen),
     ):
         try:

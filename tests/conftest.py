@@ -82,3 +82,12 @@ def docker_registry() -> Path:
         return Path(found) if found else None
 
     return _provided("docker-registry", find)
+
+
+@pytest.fixture(scope="session")
+def prometheus_binary() -> Path:
+    def find() -> Path | None:
+        found = shutil.which("prometheus")
+        return Path(found) if found else None
+
+    return _provided("prometheus", find)

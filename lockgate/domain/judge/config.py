@@ -72,6 +72,9 @@ class MetricConfig(Frozen):
     dispersion: Annotated[float, Field(ge=1)] = 2.0
     """LATENCY and SIZE: how much more the mean of a block may vary than if its samples were
     independent, before that has been seen. Tokens of one batch hang together: 25."""
+    surprise: NotNegative = 0.0
+    """LATENCY: `drift_surprise` of this metric where that is larger: the time of a token does not
+    jump as the time in a queue does."""
     histogram: tuple[str, ...] = ()
     per_histogram: str | None = None
     """LATENCY: divide by the sum of this histogram instead of by the number of observations."""
@@ -94,22 +97,24 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "ttft": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
-        weight=2.0,
+        weight=3.0,
         criticality=Criticality.REQUIRED,
         histogram=("vllm:time_to_first_token_seconds", GATEWAY_TTFB),
     ),
     "itl": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
-        weight=2.0,
+        weight=8.0,
         criticality=Criticality.REQUIRED,
         minimum_samples=200,
         dispersion=25.0,
+        surprise=4.0,
         histogram=("vllm:inter_token_latency_seconds",),
     ),
     "queue": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
+        weight=0.5,
         floor=0.05,
         dispersion=4.0,
         histogram=("vllm:request_queue_time_seconds",),
@@ -117,7 +122,9 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "e2e_per_token": MetricConfig(
         kind=MetricKind.LATENCY,
         margin=0.10,
+        weight=4.0,
         dispersion=4.0,
+        surprise=2.0,
         histogram=("vllm:e2e_request_latency_seconds",),
         per_histogram="vllm:request_generation_tokens",
     ),
@@ -135,24 +142,28 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "engine_errors": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
+        weight=0.5,
         events=((_finished("error"),),),
         trials=(("vllm:request_success_total",),),
     ),
     "aborts": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
+        weight=0.5,
         events=((_finished("abort"),),),
         trials=(("vllm:request_success_total",),),
     ),
     "rejections": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
+        weight=0.5,
         events=(("vllm:admission_rejections_total",),),
         trials=(("vllm:request_success_total", "vllm:admission_rejections_total"),),
     ),
     "crashes": MetricConfig(kind=MetricKind.CRASH, minimum_samples=1),
     "finish_reasons": MetricConfig(
         kind=MetricKind.MIX,
+        weight=0.5,
         margin=0.05,
         criticality=Criticality.REQUIRED,
         minimum_samples=50,
@@ -160,12 +171,14 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     ),
     "output_length": MetricConfig(
         kind=MetricKind.SIZE,
+        weight=0.5,
         margin=0.15,
         criticality=Criticality.REQUIRED,
         histogram=("vllm:request_generation_tokens",),
     ),
     "split": MetricConfig(
         kind=MetricKind.SPLIT,
+        weight=0.5,
         trials=(("envoy_cluster_upstream_rq_total",), (GATEWAY_REQUESTS,)),
     ),
     "quality_probe": MetricConfig(
@@ -203,7 +216,8 @@ class JudgeConfig(Frozen):
     time_budget_s: Positive = 1800.0
     """Without a decision by then the judge says so (`insufficient_data`, reason `futility`)."""
     block_s: Positive = 5.0
-    """Length of a block. Requests within one may depend on each other in any way."""
+    """Longest block; the first ones are shorter. Requests within one may depend on each other in any
+    way."""
     outage_after_s: Positive = 20.0
     """A track without a usable scrape for so long is a metrics outage."""
     down_after_s: NotNegative = 2.0

@@ -22,11 +22,17 @@ _MIN_PER_BLOCK = 2
 """Observations a track needs in a block of a histogram metric; else it is joined with the next."""
 
 
+_MIN_BLOCKS = 3
+"""Blocks before which a histogram metric says nothing."""
+
+
 @dataclass
 class Evidence:
-    """What one metric shows at this moment. Logs of e-values, running maxima."""
+    """What one metric shows at this moment. Logs of e-values, running maxima but for one."""
 
     log_worse: float = 0.0
+    log_worse_now: float = 0.0
+    """Not the maximum but the present value: it is added up over the metrics."""
     log_within: float = 0.0
     estimate: float | None = None
     interval: tuple[float | None, float | None] | None = None
@@ -80,6 +86,7 @@ class Evaluator(ABC):
         return self.evidence
 
     def _raise_to(self, worse: float, within: float) -> None:
+        self.evidence.log_worse_now = worse
         self.evidence.log_worse = max(self.evidence.log_worse, worse)
         self.evidence.log_within = max(self.evidence.log_within, within)
 
@@ -94,7 +101,7 @@ class RatioOfMeans(Evaluator):
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
         self.histogram: str | None = None
-        self._shift = ShiftEvidence(_grid(config, metric))
+        self._shift = ShiftEvidence(evidence_grid(config, metric))
         self._open: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._open_per: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
         self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
@@ -135,7 +142,7 @@ class RatioOfMeans(Evaluator):
             log, own = log_mean(block.count, max(mean, self.metric.floor), scatter, seen.count)
             value[track] = float(log)
             variance += float(own)
-        step = self.config.block_s if self._last_end is None else end - self._last_end
+        step = 0.0 if self._last_end is None else end - self._last_end
         self._shift.update(value["canary"] - value["baseline"], variance, step)
         self._last_end = end
         self.evidence.n_baseline += baseline.count
@@ -149,7 +156,7 @@ class RatioOfMeans(Evaluator):
             down = float(self._shift.log_e_below_wide(-self._bound))
             above = log_mean_exp([above, down])
             within = min(within, float(self._shift.log_e_above_near(-self._bound)))
-        if self._blocks >= 3:
+        if self._blocks >= _MIN_BLOCKS:
             self._raise_to(above, within)
 
     def describe(self) -> Evidence:
@@ -164,11 +171,13 @@ class RatioOfMeans(Evaluator):
         return self.evidence
 
 
-def _grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:
+def evidence_grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:
+    """What differences of a LATENCY or SIZE metric may be explained with."""
     drifts = metric.kind is MetricKind.LATENCY
     return nuisance_grid(
         config.drift_sd if drifts else 0.0,
         config.drift_s,
-        config.drift_surprise,
+        max(config.drift_surprise, metric.surprise),
         metric.dispersion,
+        fine=metric.per_histogram is not None,
     )

@@ -44,11 +44,11 @@ class HealthWatch:
     config: JudgeConfig
     incidents: list[Incident] = field(default_factory=list)
     last_usable: dict[Track, float] = field(default_factory=dict)
-    _engine_seconds: dict[Track, float] = field(default_factory=dict)
     _lives: dict[tuple[Track, str], _Life] = field(default_factory=dict)
 
     def notice(self, scrape: Scrape, increments: Increments) -> None:
-        """Take one scrape (in order of time an instance) and what it added."""
+        """Take one scrape (in order of time an instance) and what it added; says in `increments`
+        for how long an engine served."""
         life = self._lives.setdefault((scrape.track, scrape.instance), _Life(scrape.track))
         if not scrape.up:
             self._down(scrape, life)
@@ -61,9 +61,10 @@ class HealthWatch:
             for name in part
         )
         if life.engine and life.last_up is not None and life.down_since is None:
-            served = min(scrape.time - life.last_up, self.config.outage_after_s)
-            before = self._engine_seconds.get(scrape.track, 0.0)
-            self._engine_seconds[scrape.track] = before + served
+            # counters that went on prove that it lived all the while, however long nobody looked
+            lived = scrape.time - life.last_up
+            limit = self.config.outage_after_s if increments.restarted else lived
+            increments.served = min(lived, limit)
         life.last_up = scrape.time
         if life.down_since is not None and not life.counted_down:
             life.down_since = None
@@ -109,10 +110,6 @@ class HealthWatch:
     def of(self, track: Track, since: float) -> list[Incident]:
         """Incidents of a track from a time on."""
         return [i for i in self.incidents if i.track == track and i.time >= since]
-
-    def engine_seconds(self, track: Track) -> float:
-        """Seconds that engine instances of a track were up, summed over instances."""
-        return self._engine_seconds.get(track, 0.0)
 
     def all_down(self, track: Track) -> bool:
         """Whether engines of the track are known, and every one of them was last seen down."""

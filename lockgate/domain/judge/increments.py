@@ -95,6 +95,8 @@ class Increments:
     """The stretch of trace time in which all this happened."""
     restarted: bool = False
     """An engine's own samples fell, or its process start time moved."""
+    served: float = 0.0
+    """Seconds of it that an engine is known to have been up."""
 
 
 @dataclass

@@ -9,8 +9,10 @@ replays the trace comes to the same verdict at the same trace time.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 
+from lockgate.domain.judge.blocks import BlockEnds
 from lockgate.domain.judge.config import (
     GATEWAY_REQUESTS,
     GATEWAY_SERVER_ERRORS,
@@ -25,6 +27,7 @@ from lockgate.domain.judge.health import HealthWatch
 from lockgate.domain.judge.increments import IncrementReader, Increments, Moments, select_counters
 from lockgate.domain.judge.report import JudgeReport, Verdict
 from lockgate.domain.judge.shares import CategoryMix, ShareDifference, SplitShare
+from lockgate.domain.judge.stretches import Stretches
 from lockgate.domain.judge.verdicts import Decision, Standing, decide
 from lockgate.domain.trace import (
     TRACKS,
@@ -36,7 +39,7 @@ from lockgate.domain.trace import (
     parse_line,
 )
 
-_LATE_SHARE = 0.1
+_LATE_SHARE = 0.05
 """Part of alpha kept for metrics whose samples appear only after the first block."""
 
 
@@ -57,8 +60,10 @@ class Judge:
         self._health = HealthWatch(config)
         self._readers: dict[tuple[Track, str], IncrementReader] = {}
         self._times: dict[tuple[Track, str], float] = {}
-        self._latest: dict[Track, float] = {}
+        self._stretches = Stretches()
+        self._moments: deque[float] = deque()
         self._start: float | None = config.step_start
+        self._ends = BlockEnds(config.block_s)
         self._closed = 0
         self._now: float | None = None
         self._alpha: dict[str, float] = {}
@@ -66,6 +71,7 @@ class Judge:
         self._incidents = 0
         self._finished: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
         self._arrivals: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
+        self._served: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
         self._decision = Decision()
 
     @property
@@ -83,7 +89,9 @@ class Judge:
             self._times[key] = record.time
         if self._start is None:
             self._start = record.time
-        self._now = record.time if self._now is None else max(self._now, record.time)
+        if self._now is None or record.time > self._now:
+            self._now = record.time
+            self._moments.append(record.time)
         if isinstance(record, RequestRow):
             self._observe_request(record, self._start)
         else:
@@ -99,10 +107,9 @@ class Judge:
         self._health.notice(scrape, increments)
         for evaluator in self._evaluators.values():
             evaluator.notice(scrape)
-        # rows of a dead instance move the track's clock too: its block must close
-        self._latest[scrape.track] = max(self._latest.get(scrape.track, start), scrape.time)
+        self._stretches.notice(scrape)
         if scrape.time > start + self.config.settle_s:
-            self._take(scrape.track, increments)
+            self._stretches.add(scrape.track, scrape.instance, increments)
 
     def _observe_request(self, row: RequestRow, start: float) -> None:
         if row.time <= start + self.config.settle_s:
@@ -122,7 +129,7 @@ class Judge:
         )
         for evaluator in self._evaluators.values():
             evaluator.notice(presence, lasting=True)
-        self._take(row.track, increments)
+        self._stretches.add_row(row.track, increments)
 
     def _take(self, track: Track, increments: Increments) -> None:
         for evaluator in self._evaluators.values():
@@ -133,26 +140,44 @@ class Judge:
         self._arrivals[track] += select_counters(
             ("envoy_cluster_upstream_rq_total", GATEWAY_REQUESTS), increments.counters
         )
+        self._served[track] += increments.served
 
     def _close_blocks(self, start: float) -> None:
-        length = self.config.block_s
-        while self._now is not None:
-            end = start + self.config.settle_s + (self._closed + 1) * length
-            both = all(self._latest.get(t, -math.inf) >= end for t in TRACKS)
-            if not both and self._now < end + self.config.outage_after_s:
+        """Close every block whose end both tracks were scraped past; all at once where they lie in
+        one gap of the trace, since nobody knows how its increments fall on them. A block that one
+        track does not reach in time is closed without the data that wait for it."""
+        begin = start + self.config.settle_s
+        while True:
+            end = begin + self._ends.end(self._closed + 1)
+            covered = self._stretches.covered_until()
+            if covered >= end:
+                self._closed = max(self._closed + 1, self._ends.ended(covered - begin))
+            elif self._waited(end) >= self.config.block_s:
+                self._closed += 1
+            else:
                 return
-            for evaluator in self._evaluators.values():
-                evaluator.close(end)
-            self._closed += 1
-            self._share_alpha()
-            self._decision = decide(self._standing(end), self._decision)
+            self._close(begin + self._ends.end(self._closed))
+
+    def _waited(self, end: float) -> float:
+        """Seconds from the first record at or after `end` to the latest. A gap is nobody's delay."""
+        while self._moments and self._moments[0] < end:
+            self._moments.popleft()
+        return self._moments[-1] - self._moments[0] if self._moments else -math.inf
+
+    def _close(self, end: float) -> None:
+        for track, increments in self._stretches.drain(end):
+            self._take(track, increments)
+        for evaluator in self._evaluators.values():
+            evaluator.close(end)
+        self._share_alpha()
+        self._decision = decide(self._standing(end), self._decision)
 
     def _share_alpha(self) -> None:
         """Give each metric that has data its share of alpha, once and for all.
 
-        What is there at the end of the first block shares nine tenths by weight; each metric that
-        comes later takes half of what is left of the last tenth. The shares never add up to more
-        than alpha, and what has no data takes none.
+        What is there at the end of the first block shares nearly all by weight; each metric that
+        comes later takes half of what is left of the rest. The shares never add up to more than
+        alpha, and what has no data takes none.
         """
         fresh = [
             e
@@ -184,6 +209,7 @@ class Judge:
             health=self._health,
             finished=dict(self._finished),
             arrivals=dict(self._arrivals),
+            served=dict(self._served),
         )
 
     def decided(self) -> JudgeReport | None:

@@ -186,11 +186,15 @@ def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
     measure)."""
     k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
     total_k, total_n = k.sum(axis, keepdims=True), n.sum(axis, keepdims=True)
+    used = n > 0
+    freedom = used.sum(axis) - 1
+    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < 5
+    unknown = rare | (freedom < 3)
+    if unknown.all():
+        return np.ones(unknown.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = total_k / total_n
-        pearson = np.where(n > 0, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
-        freedom = (n > 0).sum(axis) - 1
+        pearson = np.where(used, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
         value = pearson.sum(axis) / freedom
-    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < 5
-    out: Array = np.where(rare | (freedom < 3), 1.0, np.maximum(np.nan_to_num(value, nan=1.0), 1.0))
+    out: Array = np.where(unknown | np.isnan(value), 1.0, np.maximum(value, 1.0))
     return out

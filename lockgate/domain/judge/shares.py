@@ -21,6 +21,7 @@ class _ShareHistory:
 
     events: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
     trials: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
+    _measured: tuple[int, float] = (-1, 1.0)
 
     def add(self, track: Track, events: float, trials: float) -> None:
         # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
@@ -36,10 +37,12 @@ class _ShareHistory:
         )
 
     def dispersion(self) -> float:
-        return max(
-            float(proportion.dispersion(np.array(self.events[t]), np.array(self.trials[t])))
-            for t in TRACKS
-        )
+        """The larger of both tracks'."""
+        blocks = len(self.events["canary"])
+        if self._measured[0] != blocks:
+            events, trials = ([part[t] for t in TRACKS] for part in (self.events, self.trials))
+            self._measured = blocks, float(proportion.dispersion(events, trials).max())
+        return self._measured[1]
 
 
 class ShareDifference(Evaluator):
@@ -191,7 +194,9 @@ class SplitShare(ShareDifference):
         """Requests of a track up to a time; what lies beyond stays pending."""
         total, rest = 0.0, []
         for since, to, count in self._pending[track]:
-            part = 1.0 if to <= until else max(0.0, (until - since) / (to - since))
+            part = 1.0 if to <= until else 0.0
+            if since < until < to:
+                part = (until - since) / (to - since)
             total += part * count
             if part < 1.0:
                 rest.append((max(since, until), to, count * (1.0 - part)))
@@ -199,7 +204,8 @@ class SplitShare(ShareDifference):
         return total
 
     def close(self, end: float) -> None:
-        until = min(end, *(self.last_seen.get(t, -math.inf) for t in TRACKS))
+        seen = min(self.last_seen.get(t, -math.inf) for t in TRACKS)
+        until = seen if math.isfinite(seen) else min(seen, end)
         if until <= self._until:
             return
         self._until = until

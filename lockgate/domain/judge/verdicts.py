@@ -49,6 +49,10 @@ class Standing:
     health: HealthWatch
     finished: Mapping[Track, float]
     arrivals: Mapping[Track, float]
+    served: Mapping[Track, float]
+    """Seconds that engine instances were up, summed over instances, over the same stretches."""
+    failed: tuple[str, ...] = ()
+    """Metrics that were found worse, alone or together."""
 
     @property
     def elapsed(self) -> float:
@@ -65,10 +69,9 @@ class Standing:
         counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
         if min(counts.values()) <= 0:
             return Load(1.0, False, False)
-        served = {t: self.health.engine_seconds(t) for t in TRACKS}
-        if min(served.values()) <= 0:
+        if min(self.served.values()) <= 0:
             return Load(1.0, False, False)
-        rate = {t: counts[t] / served[t] for t in TRACKS}
+        rate = {t: counts[t] / self.served[t] for t in TRACKS}
         ratio = rate["canary"] / rate["baseline"]
         noise = 2.0 * math.sqrt(sum(1.0 / counts[t] for t in TRACKS))
         limit = math.log(self.config.max_load_ratio)
@@ -81,10 +84,12 @@ class Decision:
 
     fail_at: float | None = None
     fail_reasons: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     pass_at: float | None = None
 
     def report(self, standing: Standing) -> JudgeReport:
         """The whole answer at the moment of `standing`."""
+        standing = replace(standing, failed=self.failed)
         metrics = tuple(metric_verdicts(standing))
         verdict, reasons = _whole(standing, self, metrics)
         decided = {Verdict.FAIL: self.fail_at, Verdict.PASS: self.pass_at}.get(verdict)
@@ -103,14 +108,53 @@ def decide(standing: Standing, before: Decision) -> Decision:
     """The decision after this moment. Pure; called at every block and at every incident."""
     if before.fail_at is not None:
         return before
-    found = metric_verdicts(standing, display=False)
+    together = _worse_together(standing)
+    if not together and not _may_fail(standing) and not _may_pass(standing):
+        return before
+    standing = replace(standing, failed=together)
+    found = metric_verdicts(standing, display=bool(together))
     failed = tuple(f"{m.name}: {m.reason}" for m in found if _fails_whole(standing, m))
     if failed:
-        return replace(before, fail_at=standing.now, fail_reasons=failed)
+        names = tuple(m.name for m in found if _fails_whole(standing, m))
+        return replace(before, fail_at=standing.now, fail_reasons=failed, failed=names)
     in_budget = standing.elapsed <= standing.config.time_budget_s + standing.config.block_s
     if before.pass_at is None and in_budget and not obstacles(standing, found):
         return replace(before, pass_at=standing.now)
     return before
+
+
+def _may_fail(standing: Standing) -> bool:
+    """Whether a crash or one metric's evidence could fail the canary; cheap, and never wrongly no."""
+    return bool(standing.health.of("canary", standing.start)) or any(
+        standing.evaluators[name].evidence.log_worse >= -math.log(alpha)
+        for name, alpha in standing.alpha.items()
+    )
+
+
+def _may_pass(standing: Standing) -> bool:
+    """Whether time, requests and the required metrics' evidence allow a pass; as cheap."""
+    config = standing.config
+    if standing.elapsed < config.hold_s or standing.canary_requests < config.minimum_requests:
+        return False
+    return config.pass_rule is PassRule.NO_HARM or all(
+        e.evidence.log_within >= -math.log(config.beta)
+        for e in standing.evaluators.values()
+        if e.metric.criticality is Criticality.REQUIRED
+    )
+
+
+def _worse_together(standing: Standing) -> tuple[str, ...]:
+    """The metrics whose evidence, added up with their shares of alpha as weights, is enough to fail
+    the canary; empty where it is not. A weighted sum of e-processes is an e-process, and is never
+    less than what one metric alone would have to reach: metrics that move together need less."""
+    parts: dict[str, float] = {}
+    for name, alpha in standing.alpha.items():
+        evaluator = standing.evaluators[name]
+        if evaluator.metric.kind is MetricKind.LATENCY and standing.load.surely_heavier:
+            continue
+        parts[name] = alpha * _e_value(evaluator.evidence.log_worse_now)
+    total = sum(parts.values())
+    return tuple(n for n, part in parts.items() if part >= total / 3) if total >= 1 else ()
 
 
 def _fails_whole(standing: Standing, metric: MetricVerdict) -> bool:
@@ -204,7 +248,8 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
     if metric.criticality is Criticality.ADVISORY:
         alpha = config.alpha
     threshold = None if alpha is None else 1.0 / alpha
-    worse = threshold is not None and evidence.log_worse >= math.log(threshold)
+    alone = threshold is not None and evidence.log_worse >= math.log(threshold)
+    worse = alone or evaluator.name in standing.failed
     within = evidence.log_within >= -math.log(config.beta)
     enough = min(evidence.n_baseline, evidence.n_canary) >= metric.minimum_samples
     change = _percent(metric, evidence.estimate) + _range(metric, evidence.interval)
@@ -218,7 +263,8 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         reason = "the trace has no such samples"
     elif worse and not (load and load.surely_heavier):
         verdict = Verdict.FAIL
-        reason = f"worse than the margin of {margin}: {change}"
+        with_others = "" if alone else ", by the evidence of all metrics together"
+        reason = f"worse than the margin of {margin}{with_others}: {change}"
     elif load and (load.surely_heavier or load.surely_lighter):
         reason = (
             f"not like with like: a canary replica carries {load.ratio:.2f} times the load of a "

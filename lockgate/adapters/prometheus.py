@@ -1,0 +1,184 @@
+"""Reads a canary's trace back from a Prometheus server, instead of scraping the endpoints itself.
+
+Range vectors are asked for, not stepped ranges: they hold every sample as it was scraped, with the time
+of the scrape, so the judge sees the same numbers as with scrapes of its own. A scrape that failed
+(`up` 0) leaves no line, since Prometheus does not say whether the target was dead or only slow; a
+restart shows in counters that fell and in the process start time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from lockgate.domain.trace import Histogram, Scrape, Track
+from lockgate.errors import MetricsError
+
+_ENGINE = "vllm:.*|http_requests_total|process_start_time_seconds"
+_GATEWAY = "envoy_cluster_(upstream_(rq|cx)_[a-z_]+|membership_healthy)"
+_GATEWAY_GAUGES = ("_active", "_healthy")
+_NO_SAMPLES = ("_created", "_info")
+_IRRELEVANT_LABELS = frozenset({"__name__", "engine", "model_name", "envoy_cluster_name"})
+_LONGEST_QUERY_S = 300.0
+
+
+@dataclass(frozen=True)
+class PrometheusTarget:
+    """What of a Prometheus is one track's: all targets that have these labels. With `cluster`: the
+    gateway, whose statistics of that Envoy cluster count for the track."""
+
+    track: Track
+    labels: Mapping[str, str]
+    cluster: str | None = None
+
+
+@dataclass
+class _Samples:
+    """What one scrape of one target brought."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    buckets: dict[str, dict[float, float]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    invalid: set[str] = field(default_factory=set)
+
+
+class PrometheusReader:
+    """The scrapes that a Prometheus has stored of both tracks."""
+
+    def __init__(
+        self, url: str, targets: Sequence[PrometheusTarget], *, timeout_seconds: float = 10.0
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._targets = targets
+        self._timeout = timeout_seconds
+
+    def read(self, start: float, end: float) -> list[Scrape]:
+        """Scrapes made after `start` and until `end` (Unix seconds), in order of time.
+
+        Raises:
+            MetricsError: the server does not answer, or answers with an error or a warning: a trace
+            with a hole in it decides nothing.
+        """
+        found: list[Scrape] = []
+        with httpx.Client(timeout=self._timeout, trust_env=False) as client:
+            begin = start
+            while begin < end:
+                until = min(begin + _LONGEST_QUERY_S, end)
+                for target in self._targets:
+                    found += self._scrapes(client, target, begin, until)
+                begin = until
+        return sorted(found, key=lambda s: (s.time, s.track, s.instance))
+
+    def _scrapes(
+        self, client: httpx.Client, target: PrometheusTarget, start: float, end: float
+    ) -> Iterator[Scrape]:
+        matchers = [f"{name}={_quoted(value)}" for name, value in target.labels.items()]
+        own: dict[str, frozenset[str]] = {}
+        scrapes: dict[tuple[str, float], _Samples] = {}
+        for labels, values in self._range(client, "up", matchers, start, end):
+            instance = labels.get("instance", "")
+            own[instance] = frozenset(labels)
+            for time, up in values:
+                if up == 1.0:
+                    scrapes[instance, time] = _Samples()
+        names = _ENGINE if target.cluster is None else _GATEWAY
+        if target.cluster is not None:
+            matchers.append(f"envoy_cluster_name={_quoted(target.cluster)}")
+        named = [f"__name__=~{_quoted(names)}", *matchers]
+        for labels, values in self._range(client, "", named, start, end):
+            instance = labels.get("instance", "")
+            without = _IRRELEVANT_LABELS | own.get(instance, frozenset())
+            for time, value in values:
+                scrape = scrapes.get((instance, time))
+                if scrape is not None:
+                    _add(scrape, labels, without, value)
+        for (instance, time), samples in scrapes.items():
+            name = instance if target.cluster is None else f"{instance}/{target.cluster}"
+            yield _scrape(samples, time, target.track, name)
+
+    def _range(
+        self, client: httpx.Client, metric: str, matchers: Iterable[str], start: float, end: float
+    ) -> Iterator[tuple[Mapping[str, str], list[tuple[float, float]]]]:
+        """Labels and (time, value) of every series' stored samples after `start` until `end`."""
+        milliseconds = math.ceil((end - start) * 1000)
+        query = f"{metric}{{{','.join(matchers)}}}[{milliseconds}ms]"
+        data = {"query": query, "time": f"{end:.3f}"}
+        try:
+            response = client.post(f"{self._url}/api/v1/query", data=data)
+            answer: Any = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise MetricsError(
+                f"Prometheus at {self._url} does not answer: {error!r}",
+                hint="check the URL, and that the server is up",
+            ) from error
+        if not isinstance(answer, dict) or answer.get("status") != "success":
+            said = answer.get("error") if isinstance(answer, dict) else None
+            raise MetricsError(
+                f"Prometheus at {self._url} refused the query {query}: "
+                f"{said or response.status_code}"
+            )
+        if answer.get("warnings"):
+            raise MetricsError(f"Prometheus at {self._url} warns: {answer['warnings']}")
+        try:
+            for series in answer["data"]["result"]:
+                values = [(float(at), float(value)) for at, value in series["values"]]
+                yield series["metric"], [(at, value) for at, value in values if start < at <= end]
+        except (LookupError, TypeError, ValueError) as error:
+            raise MetricsError(
+                f"Prometheus at {self._url} answered in an unknown form: {error!r}"
+            ) from error
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _add(
+    scrape: _Samples, labels: Mapping[str, str], without: frozenset[str], value: float
+) -> None:
+    """Put one sample where it belongs; those that differ only in labels without meaning add up."""
+    name = labels["__name__"]
+    if name.endswith(_NO_SAMPLES):
+        return
+    base, _, part = name.rpartition("_")
+    histogram = "le" in labels or part in ("sum", "count")
+    key = _key(base if histogram else name, labels, without | {"le"})
+    if not (math.isfinite(value) and value >= 0):
+        scrape.invalid.add(key)
+    elif "le" in labels:
+        bounds = scrape.buckets.setdefault(key, {})
+        bound = float(labels["le"])
+        bounds[bound] = bounds.get(bound, 0.0) + value
+    elif part == "sum":
+        scrape.sums[key] = scrape.sums.get(key, 0.0) + value
+    elif part != "count":
+        gauge = not name.endswith("_total") and (
+            not name.startswith("envoy_") or name.endswith(_GATEWAY_GAUGES)
+        )
+        into = scrape.gauges if gauge else scrape.counters
+        into[key] = into.get(key, 0.0) + value
+
+
+def _key(name: str, labels: Mapping[str, str], without: frozenset[str]) -> str:
+    kept = sorted((k, v) for k, v in labels.items() if k not in without)
+    return name + "{" + ",".join(f'{k}="{v}"' for k, v in kept) + "}" if kept else name
+
+
+def _scrape(samples: _Samples, time: float, track: Track, instance: str) -> Scrape:
+    histograms: dict[str, Histogram] = {}
+    for key, bounds in samples.buckets.items():
+        le = tuple(sorted(bounds))
+        if key in samples.invalid or key not in samples.sums or le[-1] != math.inf:
+            samples.invalid.add(key)
+            continue
+        histograms[key] = Histogram(le, tuple(bounds[b] for b in le), samples.sums[key])
+    return Scrape(
+        time, track, instance, True, samples.counters, histograms, samples.gauges,
+        tuple(sorted(samples.invalid)),
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Verdicts on scrapes of real servers: two vLLM (SmolLM2-135M on CPU cores that they share with others)
+behind Envoy, half of the requests each. Recorded while a canary ran; cut down to the samples that the
+judge looks at.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lockgate.domain.judge import JudgeReport, Verdict, judge_lines
+from tests.unit.judge.test_verdicts_on_traces import config, metric
+
+DATA = Path(__file__).parent / "data"
+
+
+def recorded(name: str) -> list[str]:
+    return gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()).decode().splitlines()
+
+
+def judged(lines: list[str]) -> JudgeReport:
+    return judge_lines(lines, config(settle_s=4.0, hold_s=45.0))
+
+
+def test_a_real_canary_that_is_the_same_is_not_failed_and_mostly_shown_to_be_so() -> None:
+    report = judged(recorded("same"))
+    assert report.verdict is not Verdict.FAIL
+    for name in ("itl", "e2e_per_token", "output_length"):
+        assert metric(report, name).verdict is Verdict.PASS, name
+
+
+def test_a_real_canary_that_queues_its_requests_fails_within_a_quarter_of_a_minute() -> None:
+    report = judged(recorded("slower"))
+    assert report.verdict is Verdict.FAIL
+    assert report.decided_at is not None and report.decided_at <= 15
+    assert metric(report, "ttft").verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("gap", [(10.0, 30.0), (5.0, 40.0)])
+def test_a_hole_in_a_real_trace_blames_nobody(gap: tuple[float, float]) -> None:
+    lines = [x for x in recorded("same") if not gap[0] < json.loads(x)["time"] < gap[1]]
+    report = judged(lines)
+    assert report.verdict in (Verdict.PASS, Verdict.INSUFFICIENT_DATA)
+    errors = metric(report, "gateway_errors")
+    assert abs(errors.n_baseline - errors.n_canary) <= 15
+
+
+def test_a_real_canary_that_dies_fails() -> None:
+    lines = []
+    for line in recorded("same"):
+        row = json.loads(line)
+        if row["instance"] == "canary-engine" and row["time"] > 20:
+            row |= {"up": False, "counters": {}, "histograms": {}, "gauges": {}}
+        lines.append(json.dumps(row))
+    report = judged(lines)
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "crashes").verdict is Verdict.FAIL
