@@ -76,7 +76,7 @@ def quantize(
         raise UsageError("recipe `none` quantizes nothing: use the source as it is")
     if not (source_dir / "config.json").is_file():
         raise QuantizationError(f"{source_dir} has no config.json: not a Hugging Face directory")
-    require_plain(_weight_format(source_dir), recipe)
+    require_plain(weight_format(source_dir), recipe)
     plan = definition(recipe)
     if not plan.calibrated:
         calibration = None
@@ -112,7 +112,8 @@ def require_plain(found: WeightFormat, recipe: Recipe) -> None:
         )
 
 
-def _weight_format(directory: Path) -> WeightFormat:
+def weight_format(directory: Path) -> WeightFormat:
+    """In which form the weights in a directory are. Reads small files only."""
     try:
         files = [path.name for path in directory.iterdir() if path.is_file()]
         configs = {name: (directory / name).read_bytes() for name in CONFIG_FILES if name in files}
