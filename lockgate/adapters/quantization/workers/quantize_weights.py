@@ -128,7 +128,7 @@ def carry_over(source: Path, target: Path) -> None:
 
 def tool_warnings() -> list[str]:
     """A list that fills with what llm-compressor warns of: layers that it could not treat as the recipe says."""
-    from loguru import logger
+    from loguru import logger  # type: ignore[import-not-found]
 
     heard: list[str] = []
 

@@ -34,7 +34,7 @@ def sample_loader(
     if not samples:
         raise Unusable("the calibration data hold no token")
     loader: DataLoader[Any] = DataLoader(
-        samples,  # type: ignore[arg-type]  # a list is a dataset
+        samples,
         batch_size=1,
         shuffle=False,
         collate_fn=lambda batch: batch[0],
