@@ -12,6 +12,7 @@ import pytest
 from lockgate import calibration_set
 from lockgate.adapters.quantization import read_calibration
 from lockgate.calibration_set import build
+from lockgate.cli.documents import read_spec
 from lockgate.domain.spec import CalibrationSpec
 from lockgate.errors import UsageError
 from lockgate.evaluation_suite import tasks_directory
@@ -118,3 +119,14 @@ def test_a_faulty_set_is_refused_with_its_line(content: str, said: str, tmp_path
 def test_a_set_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_calibration(CalibrationSpec(dataset=str(tmp_path / "none.jsonl")))
+
+
+def test_a_relative_set_lies_beside_the_spec_that_names_it(tmp_path: Path) -> None:
+    spec = tmp_path / "release.yaml"
+    spec.write_text(
+        "{model: m, source: 'dir:model', quantization: w8a8-gptq, serving: {served_model_name: m},\n"
+        " calibration: {dataset: texts.jsonl, samples: 3}, benchmark: {profiles: [{name: one}]},\n"
+        " evaluation: {tasks: [{name: t, metric: 'acc,none', margin: 0.1}]}}\n"
+    )
+    read = read_spec(spec).calibration
+    assert read == CalibrationSpec(dataset=str(tmp_path / "texts.jsonl"), samples=3)
