@@ -20,6 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _LEGACY = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _GPTQ = ("gptq", "gptq_marlin", "gptqmodel", "auto_gptq")
 _AWQ = ("awq", "awq_marlin", "auto_awq")
+_FP8 = ("fp8", "fbgemm_fp8")
 
 
 class WeightKind(StrEnum):
@@ -112,6 +113,9 @@ def _quantized(method: str, config: Mapping[str, Any]) -> WeightFormat:
     if method in _AWQ:
         symmetric = config.get("zero_point") is False
         return _weight_only(WeightKind.AWQ, method, config, symmetric=symmetric)
+    if method in _FP8:
+        schemes = (scheme_name(8, 8, "float", symmetric=True),)
+        return WeightFormat(kind=WeightKind.OTHER, method=method, schemes=schemes)
     return WeightFormat(kind=WeightKind.OTHER, method=method)
 
 

@@ -25,7 +25,8 @@ def ask_vllm(
     hint = "make the serving environment again (`make setup`)"
     try:
         done = subprocess.run(
-            [str(python), str(PROBE)],
+            # Isolated: this directory must not be searched, its vllm.py is not vLLM.
+            [str(python), "-I", str(PROBE)],
             input=json.dumps(list(schemes)),
             capture_output=True,
             text=True,

@@ -139,5 +139,10 @@ def test_the_worst_of_several_schemes_counts_and_none_known_is_unknown() -> None
     assert source_support(mixed, asked(), None).served is Served.TOO_SLOW
     odd = source(WeightKind.COMPRESSED_TENSORS)
     assert source_support(odd, asked(), None).served is Served.UNKNOWN
+    fp8 = source(WeightKind.OTHER, "w8a8-float", method="fp8")
+    assert (
+        source_support(fp8, asked().model_copy(update={"methods": ("fp8",)}), None).served
+        is Served.TOO_SLOW
+    )
     nvfp4 = source(WeightKind.COMPRESSED_TENSORS, "w4a4-float")
     assert source_support(nvfp4, asked(), None).served is Served.UNKNOWN

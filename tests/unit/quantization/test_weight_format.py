@@ -40,6 +40,7 @@ def found(config: dict[str, Any], files: tuple[str, ...] = FILES, **others: dict
         ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}, WeightKind.GPTQ, ("w4a16-int",), "int4, groups of 128"),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": False}, WeightKind.GPTQ, ("w8a16-int-asymmetric",), "int8, per channel"),
         ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, WeightKind.AWQ, ("w4a16-int-asymmetric",), "int4, groups of 128"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, WeightKind.OTHER, ("w8a8-float",), ""),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, WeightKind.OTHER, (), ""),
         ({"bits": 4}, WeightKind.OTHER, (), ""),
     ],
