@@ -171,6 +171,7 @@ def _bill_of_materials(
         image=prepared.model.image, name=prepared.revision.repo, revision=prepared.revision,
         snapshot=snapshot_of(workspace.store, prepared.model.image), recipe=prepared.recipe,
         licenses=prepared.licenses, evaluation=measured.evaluation, timestamp=at,
+        source_weights=str(prepared.source_format) if prepared.source_format is not None else None,
         version=lockgate.__version__,
     )  # fmt: skip
 
