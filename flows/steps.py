@@ -54,20 +54,21 @@ class SignResult(Frozen):
 
 @flow(name="prepare", flow_run_name="prepare-{request.spec.model}")
 def prepare(request: PrepareRequest) -> PrepareResult:
-    """Resolve, fetch, scan, quantize, scan again, package. Weights that fail their scan are not opened any further."""
+    """Resolve, check the recipe, fetch, scan, quantize, scan again, package. Weights that fail their scan are not opened any further."""
     spec, policy = request.spec, request.policy
     revision = intake.resolve_source(spec.source)
+    intake.check_recipe(spec, revision)
     source, fetched = intake.fetch_model(spec.source, revision, spec.model)
     scan, scanned = intake.scan_weights(source, policy.weights)
     if not intake.is_clean(scan, policy):
-        prepared = intake.describe(revision, spec, source, source, [scan])
+        prepared = intake.describe(revision, spec, source, None, [scan])
         return handed_over(
             "prepare", request, PrepareResult(prepared=prepared, stages=(fetched, scanned))
         )
-    model, quantized = intake.quantize_model(source, spec.quantization, spec.model)
-    rescan, rescanned = intake.scan_weights(model, policy.weights)
-    image_scan = intake.scan_image(model, policy.images)
-    prepared = intake.describe(revision, spec, source, model, [scan, rescan, image_scan])
+    made, quantized = intake.quantize_model(source, spec)
+    rescan, rescanned = intake.scan_weights(made.model, policy.weights)
+    image_scan = intake.scan_image(made.model, policy.images)
+    prepared = intake.describe(revision, spec, source, made, [scan, rescan, image_scan])
     stages = (fetched, scanned, quantized, rescanned)
     return handed_over("prepare", request, PrepareResult(prepared=prepared, stages=stages))
 

@@ -23,6 +23,8 @@ from lockgate.settings import Settings
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", spec.ReleaseSpec),
+    ("calibration", spec.CalibrationSpec),
+    ("hardware", spec.Hardware),
     ("serving", spec.ServingSpec),
     ("serving.resources", spec.Resources),
     ("evaluation", spec.EvaluationSpec),

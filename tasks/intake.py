@@ -19,22 +19,31 @@ from lockgate.adapters.oci import open_store
 from lockgate.adapters.oci.copying import copy_image
 from lockgate.adapters.oci.package import missing_blobs, pull_model, push_model, snapshot_of
 from lockgate.adapters.scanners import trivy
+from lockgate.domain.calibration import CalibrationSet
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import ScanEvidence, ScannerStatus
 from lockgate.domain.gates import Decision
 from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import ImageScanPolicy, Policy, WeightScanPolicy
+from lockgate.domain.recipes import definition
 from lockgate.domain.sources import ModelRevision, Snapshot, Source
-from lockgate.domain.spec import Recipe, ReleaseSpec
-from lockgate.domain.steps import PreparedModel, StageSeconds, StepKey, StoredModel
+from lockgate.domain.spec import CalibrationSpec, Recipe, ReleaseSpec
+from lockgate.domain.steps import (
+    PreparedModel,
+    QuantizedModel,
+    StageSeconds,
+    StepKey,
+    StoredModel,
+)
 from lockgate.errors import UsageError
 from tasks.progress import Report, as_fraction, progress
 from tasks.recorded import find_or_make
 from tasks.retries import TRANSIENT
+from tasks.servability import Outlook, look_ahead, require_servable
 from tasks.workspace import Workspace
 
 FETCH_VERSION = 1
-QUANTIZE_VERSION = 1
+QUANTIZE_VERSION = 2
 SCAN_VERSION = 1
 
 
@@ -47,16 +56,28 @@ def fetch_key(workspace: Workspace, revision: ModelRevision, model: str) -> Step
     )  # fmt: skip
 
 
-def quantize_key(workspace: Workspace, source: StoredModel, recipe: Recipe, model: str) -> StepKey:
-    """What quantized weights depend on: the source's bytes, the recipe, and the versions that did it."""
+def quantize_key(
+    workspace: Workspace, source: StoredModel, recipe: Recipe, calibration: CalibrationSet | None,
+    model: str,
+) -> StepKey:  # fmt: skip
+    """What quantized weights depend on: the source's bytes, what the recipe does, what it was shown, and the versions that
+    did it. A calibration set counts by its bytes, wherever the file lies."""
     return StepKey(
         step="quantize", version=QUANTIZE_VERSION,
         inputs={
-            "snapshot": source.snapshot, "recipe": recipe,
+            "snapshot": source.snapshot, "recipe": definition(recipe).to_data(),
+            "calibration": calibration.identity.to_data() if calibration is not None else None,
             "environment": environments.environment_digest("quantization"),
             "repository": workspace.settings.model_repository(model),
         },
     )  # fmt: skip
+
+
+def calibration_for(recipe: Recipe, spec: CalibrationSpec) -> CalibrationSet | None:
+    """The texts that `recipe` looks at; None for a recipe that looks at none."""
+    if recipe is Recipe.NONE or not definition(recipe).calibrated:
+        return None
+    return quantization.read_calibration(spec)
 
 
 def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
@@ -101,29 +122,44 @@ def fetch_model(
     return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
 
 
-@task(name="quantize-model", cache_policy=NO_CACHE)
-def quantize_model(
-    source: StoredModel, recipe: Recipe, model: str
-) -> tuple[StoredModel, StageSeconds]:
-    """Quantize a stored model into another stored model. Not retried: it fails for good reasons."""
-    if recipe is Recipe.NONE:
-        return source, StageSeconds(stage="quantize", seconds=0.0, reused=True)
-    workspace = Workspace.current()
+@task(name="check-recipe", cache_policy=NO_CACHE, **TRANSIENT)
+def check_recipe(spec: ReleaseSpec, revision: ModelRevision) -> Outlook:
+    """Refuse, before anything heavy, weights that could not be served, and a recipe for a source that is quantized already."""
+    calibration_for(spec.quantization, spec.calibration)
+    return look_ahead(Workspace.current(), spec, parsed_source(spec.source), revision)
 
-    def make() -> StoredModel:
+
+@task(name="quantize-model", cache_policy=NO_CACHE)
+def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedModel, StageSeconds]:
+    """Quantize a stored model into another stored model. Not retried: it fails for good reasons."""
+    workspace, recipe = Workspace.current(), spec.quantization
+    found = quantization.weight_format(workspace.materialise(source))
+    # Again, and now of the very bytes: an image could not be looked into before it was fetched.
+    require_servable(workspace, spec, found)
+    if recipe is Recipe.NONE:
+        as_it_is = QuantizedModel(model=source, source_format=found)
+        return as_it_is, StageSeconds(stage="quantize", seconds=0.0, reused=True)
+    calibration = calibration_for(recipe, spec.calibration)
+
+    def make() -> QuantizedModel:
         python = environments.environment_python("quantization")
         with _Scratch(workspace) as scratch, progress(f"quantize {recipe}") as report:
             directory = scratch / "model"
-            quantization.quantize(
+            made = quantization.quantize(
                 python, workspace.materialise(source), directory, recipe,
                 log=workspace.layout.logs / f"quantize-{source.snapshot.short}-{recipe}.log",
+                calibration=calibration, seed=calibration.identity.seed if calibration else 0,
                 progress=as_fraction(report),
             )  # fmt: skip
             snapshot = sources.read_snapshot(directory)
-            return _publish(workspace, directory, snapshot, model, report)
+            stored = _publish(workspace, directory, snapshot, spec.model, report)
+            return QuantizedModel(model=stored, source_format=found, report=made)
 
-    key = quantize_key(workspace, source, recipe, model)
-    return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
+    key = quantize_key(workspace, source, recipe, calibration, spec.model)
+    usable = _stored(workspace)
+    return find_or_make(
+        workspace.records, key, QuantizedModel, make, usable=lambda made: usable(made.model)
+    )
 
 
 @task(name="scan-weights", cache_policy=NO_CACHE)
@@ -174,14 +210,17 @@ def describe(
     revision: ModelRevision,
     spec: ReleaseSpec,
     source: StoredModel,
-    model: StoredModel,
+    quantized: QuantizedModel | None,
     scans: list[ScanEvidence],
 ) -> PreparedModel:
-    """The prepared model; a scan of the same subject by the same means counts once."""
+    """The prepared model; a scan of the same subject by the same means counts once. Without `quantized` the source was not opened."""
     distinct = {scan.content_digest(): scan for scan in scans}
     return PreparedModel(
-        revision=revision, recipe=spec.quantization, source=source, model=model,
+        revision=revision, recipe=spec.quantization, source=source,
+        model=quantized.model if quantized is not None else source,
         scans=tuple(distinct.values()),
+        source_format=quantized.source_format if quantized is not None else None,
+        quantization=quantized.report if quantized is not None else None,
     )  # fmt: skip
 
 

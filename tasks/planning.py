@@ -12,13 +12,14 @@ from lockgate.domain.evidence import ScanEvidence
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.sources import ModelRevision
 from lockgate.domain.spec import Recipe, ReleaseSpec
-from lockgate.domain.steps import Measurements, StoredModel
-from lockgate.errors import EnvironmentMissing
+from lockgate.domain.steps import Measurements, QuantizedModel, StoredModel
+from lockgate.errors import EXIT_REFUSED, EnvironmentMissing, UsageError
 from lockgate.settings import Settings
 from serving.engines.registry import engine
-from tasks.intake import fetch_key, parsed_source, quantize_key, scan_key
+from tasks.intake import calibration_for, fetch_key, parsed_source, quantize_key, scan_key
 from tasks.measurement import measure_key
 from tasks.recorded import recorded
+from tasks.servability import look_ahead
 from tasks.workspace import Workspace
 
 Prospect = Literal["done", "to do", "unknown", "not needed", "impossible"]
@@ -30,6 +31,8 @@ class PlannedStep(Frozen):
     step: str
     prospect: Prospect
     detail: str
+    exit_code: int = 0
+    """What the release would end with at this step; 0 where nothing speaks against it."""
 
 
 class Plan(Frozen):
@@ -44,6 +47,11 @@ class Plan(Frozen):
     @property
     def possible(self) -> bool:
         return all(step.prospect != "impossible" for step in self.steps)
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first step at which the release would end."""
+        return next((step.exit_code for step in self.steps if step.exit_code), 0)
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -78,12 +86,8 @@ def plan_release(spec: ReleaseSpec) -> Plan:
 
     source = recorded(workspace.records, fetch_key(workspace, revision, spec.model), StoredModel)
     steps.append(_step("fetch", source, f"{revision}"))
-    model = source
-    if spec.quantization is Recipe.NONE:
-        steps.append(PlannedStep(step="quantize", prospect="not needed", detail="recipe none"))
-    else:
-        model, step = _quantization(workspace, spec, source)
-        steps.append(step)
+    model, step = _quantization(workspace, spec, revision, source)
+    steps.append(step)
     scan = None
     if model is not None:
         scan = recorded(workspace.records, scan_key(model, policy.weights), ScanEvidence)
@@ -106,17 +110,28 @@ def _step(name: str, found: object | None, detail: str) -> PlannedStep:
 
 
 def _quantization(
-    workspace: Workspace, spec: ReleaseSpec, source: StoredModel | None
+    workspace: Workspace, spec: ReleaseSpec, revision: ModelRevision, source: StoredModel | None
 ) -> tuple[StoredModel | None, PlannedStep]:
+    """What is released, where it is there already, and the step that makes it; impossible where it could not be served."""
+    recipe = spec.quantization
     try:
-        environments.environment_python("quantization")
-    except EnvironmentMissing as error:
-        return None, PlannedStep(step="quantize", prospect="impossible", detail=error.diagnostics())
+        calibration = calibration_for(recipe, spec.calibration)
+        outlook = look_ahead(workspace, spec, parsed_source(spec.source), revision)
+        if recipe is not Recipe.NONE:
+            environments.environment_python("quantization")
+    except (UsageError, EnvironmentMissing) as error:
+        return None, PlannedStep(
+            step="quantize", prospect="impossible", detail=error.diagnostics(),
+            exit_code=error.exit_code,
+        )  # fmt: skip
+    detail = "; ".join(filter(None, (f"recipe {recipe}", outlook.as_text())))
+    if recipe is Recipe.NONE:
+        return source, PlannedStep(step="quantize", prospect="not needed", detail=detail)
     if source is None:
-        return None, _step("quantize", None, f"recipe {spec.quantization}")
-    key = quantize_key(workspace, source, spec.quantization, spec.model)
-    model = recorded(workspace.records, key, StoredModel)
-    return model, _step("quantize", model, f"recipe {spec.quantization}")
+        return None, _step("quantize", None, detail)
+    key = quantize_key(workspace, source, recipe, calibration, spec.model)
+    made = recorded(workspace.records, key, QuantizedModel)
+    return made.model if made is not None else None, _step("quantize", made, detail)
 
 
 def _measurement(
@@ -128,7 +143,10 @@ def _measurement(
     try:
         environments.environment_python("serving")
     except EnvironmentMissing as error:
-        return PlannedStep(step="measure", prospect="impossible", detail=error.diagnostics())
+        return PlannedStep(
+            step="measure", prospect="impossible", detail=error.diagnostics(),
+            exit_code=error.exit_code,
+        )  # fmt: skip
     if candidate is None:
         return PlannedStep(step="measure", prospect="to do", detail=detail)
     key = measure_key(candidate, spec.evaluation, spec.benchmark)
@@ -141,7 +159,9 @@ def _rollout(
     denied = state.is_denied(candidate.digest) if candidate is not None else None
     if denied is not None:
         why = f"denylisted at {denied.at}: {denied.reason}"
-        return [PlannedStep(step="canary", prospect="impossible", detail=why)]
+        return [
+            PlannedStep(step="canary", prospect="impossible", detail=why, exit_code=EXIT_REFUSED)
+        ]
     under_way = state.release_under_way
     if under_way is not None:
         why = f"release {under_way} is under way ({state.phase})"

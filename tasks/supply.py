@@ -90,7 +90,10 @@ def sign_candidate(
     for image in (candidate.runtime, candidate.model):
         signing.sign_image(workspace.store, image, signer)
     for predicate_type, statement in (
-        (attestation.PROVENANCE_TYPE, _provenance(prepared, candidate, predicate.decided_at)),
+        (
+            attestation.PROVENANCE_TYPE,
+            provenance_of(prepared, f"candidate:{candidate.digest}", predicate.decided_at),
+        ),
         (
             attestation.SBOM_TYPE,
             _bill_of_materials(workspace, prepared, measured, predicate.decided_at),
@@ -135,16 +138,30 @@ def _gate_predicate(
     return predicate
 
 
-def _provenance(prepared: PreparedModel, candidate: Candidate, at: str) -> dict[str, Any]:
+def provenance_of(prepared: PreparedModel, invocation: str, at: str) -> dict[str, Any]:
+    """SLSA provenance of a prepared model: source, recipe with what decided its bytes, calibration set, environments."""
     made_in = {}
     if prepared.recipe is not Recipe.NONE:
         made_in["quantization"] = Digest(environments.environment_digest("quantization"))
+    calibration = prepared.quantization.calibration if prepared.quantization is not None else None
     return attestation.provenance(
         revision=prepared.revision, source_snapshot=prepared.source.snapshot,
-        snapshot=prepared.model.snapshot, recipe=prepared.recipe, environments=made_in,
+        snapshot=prepared.model.snapshot, recipe=prepared.recipe,
+        recipe_parameters=_recipe_parameters(prepared), environments=made_in,
+        calibration=calibration.digest if calibration is not None else None,
         builder="https://lockgate.dev/builder/release/v1", builder_version=lockgate.__version__,
-        invocation=f"candidate:{candidate.digest}", started_at=at, finished_at=at,
+        invocation=invocation, started_at=at, finished_at=at,
     )  # fmt: skip
+
+
+def _recipe_parameters(prepared: PreparedModel) -> dict[str, Any]:
+    """What decided the bytes of the weights, and what was measured of them."""
+    parameters: dict[str, Any] = {}
+    if prepared.source_format is not None:
+        parameters["sourceWeights"] = prepared.source_format.to_data()
+    if prepared.quantization is not None:
+        parameters["report"] = prepared.quantization.to_data()
+    return parameters
 
 
 def _bill_of_materials(
@@ -154,6 +171,7 @@ def _bill_of_materials(
         image=prepared.model.image, name=prepared.revision.repo, revision=prepared.revision,
         snapshot=snapshot_of(workspace.store, prepared.model.image), recipe=prepared.recipe,
         licenses=prepared.licenses, evaluation=measured.evaluation, timestamp=at,
+        source_weights=str(prepared.source_format) if prepared.source_format is not None else None,
         version=lockgate.__version__,
     )  # fmt: skip
 

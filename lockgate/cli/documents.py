@@ -33,7 +33,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """A release spec. A relative directory source is relative to the spec's own place."""
+    """A release spec. A relative directory source or calibration set is relative to the spec's own place."""
     spec = read_yaml(path, ReleaseSpec)
     try:
         source = Source.parse(spec.source)
@@ -42,4 +42,8 @@ def read_spec(path: Path) -> ReleaseSpec:
     if source.kind is SourceKind.DIRECTORY:
         directory = (path.parent / Path(source.location).expanduser()).absolute()
         spec = spec.merged({"source": f"dir:{directory}"})
+    dataset = spec.calibration.dataset
+    if dataset != "builtin":
+        place = (path.parent / Path(dataset).expanduser()).absolute()
+        spec = spec.merged({"calibration": {**spec.calibration.to_data(), "dataset": str(place)}})
     return spec

@@ -51,15 +51,20 @@ def release(spec: Spec, as_json: Json = False) -> None:
 
 
 def plan(spec: Spec, as_json: Json = False) -> None:
-    """Say what a release would do and which finished steps it would find, without doing any of it."""
+    """Say what a release would do and which finished steps it would find, without doing any of it.
+
+    Exits as the release would where it is certain to end early: 1, 2 or 3, as the exit codes say.
+    """
     request_spec = read_spec(spec)
     from tasks.planning import plan_release
 
     planned = plan_release(request_spec)
     if as_json:
         console.print_json(planned.to_data())
-        return
-    console.out.print(planned.as_text(), markup=False, highlight=False)
+    else:
+        console.out.print(planned.as_text(), markup=False, highlight=False)
+    if planned.exit_code:
+        raise typer.Exit(planned.exit_code)
 
 
 def rollback(

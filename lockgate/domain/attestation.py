@@ -150,6 +150,7 @@ def provenance(
     recipe: Recipe,
     recipe_parameters: Mapping[str, Any] | None = None,
     environments: Mapping[str, Digest],
+    calibration: Digest | None = None,
     builder: str,
     builder_version: str,
     invocation: str,
@@ -160,7 +161,7 @@ def provenance(
     """SLSA provenance v1 of a model image: made from which revision, by which recipe, in which environments.
 
     `snapshot` is what was packaged, `source_snapshot` what was fetched; times are RFC 3339; `environments` and `byproducts`
-    map names to digests (lock files; logs and reports).
+    map names to digests (lock files; logs and reports); `calibration` is the data set that a calibrated recipe looked at.
     """
     return {
         "buildDefinition": {
@@ -182,6 +183,11 @@ def provenance(
                 *(
                     {"name": f"environment/{name}", "digest": {"sha256": digest.hex}}
                     for name, digest in sorted(environments.items())
+                ),
+                *(
+                    {"name": "calibration", "digest": {"sha256": digest.hex}}
+                    for digest in (calibration,)
+                    if digest is not None
                 ),
             ],
         },

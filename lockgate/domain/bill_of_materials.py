@@ -35,10 +35,12 @@ def ml_bom(
     licenses: Sequence[str],
     architecture: str | None = None,
     evaluation: EvaluationEvidence | None = None,
+    source_weights: str | None = None,
     timestamp: str,
     version: str,
 ) -> dict[str, Any]:
-    """CycloneDX 1.6 ML-BOM of a model image. `timestamp` is RFC 3339, `version` Lockgate's."""
+    """CycloneDX 1.6 ML-BOM of a model image. `timestamp` is RFC 3339, `version` Lockgate's; `source_weights` says in which form
+    the source's weights were."""
     parameters: dict[str, Any] = {"task": "text-generation"}
     if architecture:
         parameters["modelArchitecture"] = architecture
@@ -60,6 +62,11 @@ def ml_bom(
             {"name": "lockgate:source", "value": str(revision)},
             {"name": "lockgate:snapshot", "value": str(snapshot.digest)},
             {"name": "lockgate:quantization", "value": recipe.value},
+            *(
+                {"name": "lockgate:source-weights", "value": text}
+                for text in (source_weights,)
+                if text is not None
+            ),
         ],
     }
     if licenses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lockgate.domain.base import Frozen
+from lockgate.domain.calibration import CalibrationRecord
 
 
 class QuantizationReport(Frozen):
@@ -13,6 +14,8 @@ class QuantizationReport(Frozen):
     recipe: str
     """A `Recipe` value, or `gguf-to-safetensors` for a conversion."""
     seed: int
+    calibration: CalibrationRecord | None = None
+    """What a calibrated recipe looked at; none for the others."""
     source_bytes: int
     """Bytes of the source's weight files."""
     weight_bytes: int
@@ -24,8 +27,10 @@ class QuantizationReport(Frozen):
     """Tensors and elements looked at; every one of them is finite."""
     next_token: str
     """What the written model says after `The capital of France is`: for people, not judged."""
+    generated: str
+    """How it goes on from there, greedily, for a few tokens: likewise."""
     details: dict[str, Any]
-    """Layers, bits, group size where the recipe has one."""
+    """Layers, bits, threads, the recipe's definition, group size where it has one, warnings of the tool where there were any."""
     tools: dict[str, str]
     """Versions of the libraries that did it."""
     seconds: float

@@ -27,8 +27,34 @@ class Recipe(StrEnum):
 
     NONE = "none"
     W8A8_RTN = "w8a8-rtn"
+    W8A8_GPTQ = "w8a8-gptq"
+    W8A8_SMOOTHQUANT = "w8a8-smoothquant"
+    W8A8_SMOOTHQUANT_GPTQ = "w8a8-smoothquant-gptq"
     W4A16_RTN = "w4a16-rtn"
+    W4A16_GPTQ = "w4a16-gptq"
+    W4A16_AWQ = "w4a16-awq"
     FP8_DYNAMIC = "fp8-dynamic"
+
+
+class CalibrationSpec(Frozen):
+    """Texts that a calibrated recipe (GPTQ, SmoothQuant, AWQ) looks at. The others ignore this."""
+
+    dataset: str = "builtin"
+    """`builtin` for the set that ships with Lockgate, or a JSONL file with one `text` or `messages` a line."""
+    samples: Annotated[int, Field(ge=1)] = 128
+    """How many of them are drawn; all where there are fewer."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Tokens of one text at most."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draw."""
+
+
+class Hardware(Frozen):
+    """What a replica runs on, as far as it decides which recipes can be served."""
+
+    device: Literal["cpu", "cuda", "rocm", "xpu"]
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
+    """NVIDIA's compute capability, e.g. `9.0`."""
 
 
 class Resources(Frozen):
@@ -209,6 +235,9 @@ class ReleaseSpec(Frozen):
     """The engine's image. None: the embedded cluster's own runtime, described and pinned by the digest of its lock file."""
     quantization: Recipe = Recipe.NONE
     """Recipe that the weights go through before they are packaged."""
+    calibration: CalibrationSpec = CalibrationSpec()
+    hardware: Hardware | None = None
+    """What the replicas run on. None: a machine like this one."""
     serving: ServingSpec
     evaluation: EvaluationSpec
     benchmark: BenchmarkSpec

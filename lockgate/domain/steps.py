@@ -10,9 +10,11 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import BenchmarkEvidence, EvaluationEvidence, ScanEvidence
 from lockgate.domain.gates import GateReport
 from lockgate.domain.images import ImageRef
+from lockgate.domain.quantization import QuantizationReport
 from lockgate.domain.release_state import Outcome, Phase
 from lockgate.domain.sources import ModelRevision
 from lockgate.domain.spec import Recipe, ReleaseSpec
+from lockgate.domain.weight_format import WeightFormat
 
 
 class StepKey(Frozen):
@@ -56,6 +58,16 @@ class StoredModel(Frozen):
     image: ImageRef
 
 
+class QuantizedModel(Frozen):
+    """What the quantize step made of a source, or left as it was."""
+
+    model: StoredModel
+    source_format: WeightFormat
+    """In which form the source's weights were."""
+    report: QuantizationReport | None = None
+    """None where nothing was quantized."""
+
+
 class PreparedModel(Frozen):
     """What the intake steps made of a source."""
 
@@ -67,6 +79,9 @@ class PreparedModel(Frozen):
     scans: tuple[ScanEvidence, ...]
     licenses: tuple[str, ...] = ()
     """As the model declares them."""
+    source_format: WeightFormat | None = None
+    """In which form the source's weights were; none where its scan kept it from being opened."""
+    quantization: QuantizationReport | None = None
 
 
 class Measurements(Frozen):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from lockgate.domain.serving_support import EngineSupport
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import UsageError
 
@@ -60,6 +61,14 @@ class Engine(Protocol):
 
     def version(self, python: Path) -> str:
         """The engine's version in a local environment. `ServingError` if it is not installed there."""
+
+    def support(
+        self, python: Path, schemes: Sequence[str], environment: Mapping[str, str]
+    ) -> EngineSupport:
+        """What the engine in a local environment says it serves on this machine, of quantized weights of these schemes.
+
+        Starts a process and takes seconds. `ServingError` if it cannot be asked.
+        """
 
 
 def refuse_forbidden_environment(env: Mapping[str, str], owned: Sequence[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lockgate.domain.serving_support import EngineSupport
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError, UsageError
 from serving.engines.base import refuse_forbidden_environment
+from serving.engines.vllm_support import ask_vllm
 
 #: Flags that Lockgate sets itself, or that would change what is served or to whom, each with the reason to give.
 OWNED = {
@@ -169,6 +171,11 @@ class VllmEngine:
                 hint="make the serving environment again (`make setup-serving`)",
             ) from error
         return done.stdout.strip()
+
+    def support(
+        self, python: Path, schemes: Sequence[str], environment: Mapping[str, str]
+    ) -> EngineSupport:
+        return ask_vllm(python, schemes, dict(environment))
 
     @staticmethod
     def _refuse_owned(arguments: Sequence[str]) -> None:

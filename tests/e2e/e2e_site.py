@@ -111,7 +111,7 @@ class Site:
         deep."""
         data = yaml.safe_load((self.workspace / "specs" / f"release-{number}.yaml").read_text())
         for key, value in [*QUICK.items(), *override.items()]:
-            data[key] = {**data[key], **value} if isinstance(value, dict) else value
+            data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
         path = self.workspace / "specs" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(data))
         return path

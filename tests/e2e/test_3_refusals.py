@@ -137,6 +137,18 @@ def test_an_unknown_source_is_a_clear_error(
     assert said in run.stderr
 
 
+def test_a_recipe_that_cannot_be_served_here_is_refused_before_anything_is_fetched(
+    untouched: Site,
+) -> None:
+    # The demo's own hardware may be able to, so the spec says what it would run on.
+    volta = {"device": "cuda", "compute_capability": "7.0"}
+    spec = untouched.spec(2, "unserved", quantization="w8a8-rtn", hardware=volta)
+    for command in ("plan", "release"):
+        run = untouched.run(command, str(spec))
+        assert run.returncode == 2
+        assert "int8 needs compute capability 7.5" in run.stdout + run.stderr
+
+
 def test_an_unreadable_spec_names_every_wrong_field(untouched: Site, tmp_path: Path) -> None:
     spec = tmp_path / "wrong.yaml"
     spec.write_text("apiVersion: lockgate.dev/v1\nkind: Release\nmodel: Not A Label\n")

@@ -5,7 +5,7 @@ All three end in the same form: a directory of regular files that appears whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from lockgate.errors import SourceError
 
 __all__ = [
     "FetchOptions",
+    "Peek",
     "Progress",
     "Pull",
     "directory_revision",
     "fetch",
+    "peek",
     "read_snapshot",
     "recorded_snapshot",
     "resolve",
@@ -64,6 +66,40 @@ def resolve(source: Source, *, options: FetchOptions | None = None) -> ModelRevi
         root = directories.existing(source.location)
         return directory_revision(root, read_snapshot(root, workers=options.workers))
     return _image_revision(_image_reference(source))
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What can be seen of a model before its weights are downloaded."""
+
+    files: tuple[str, ...]
+    contents: dict[str, bytes]
+    """Of the small files that were asked for, where there are such."""
+
+
+def peek(
+    source: Source,
+    revision: ModelRevision,
+    names: Collection[str],
+    *,
+    options: FetchOptions | None = None,
+) -> Peek | None:
+    """The file names of a source and the content of the files called `names`; None where only a download would tell (OCI).
+
+    Raises `SourceError` as `resolve` does.
+    """
+    options = options or FetchOptions()
+    if source.kind is SourceKind.HUB:
+        files, contents = hub.peek(
+            source, revision, names, endpoint=options.endpoint, token=options.token,
+            ignore=options.ignore, timeout=options.timeout,
+        )  # fmt: skip
+        return Peek(files, contents)
+    if source.kind is SourceKind.DIRECTORY:
+        root = directories.existing(source.location)
+        files = tuple(file.path for file in directories.walk(root))
+        return Peek(files, directories.small_files(root, names))
+    return None
 
 
 def fetch(

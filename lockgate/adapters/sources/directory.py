@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile
 from lockgate.errors import SourceError
 
 MAX_FILES = 10_000
+MAX_SMALL_BYTES = 16 << 20
 BOOKKEEPING = (".git", ".cache")
 """Directories at the top that belong to tools (Git, huggingface_hub), not to the model."""
 
@@ -113,6 +114,23 @@ def copy_tree(
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     return _process(root, files, target, workers, progress)
+
+
+def small_files(root: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Those of `names` that lie at the top of `root`. Raises `SourceError` for one that is large or cannot be read."""
+    found = {}
+    for file in walk(root):
+        if file.path not in names:
+            continue
+        if file.size > MAX_SMALL_BYTES:
+            raise SourceError(
+                f"{root / file.path} has {file.size} bytes, too many for a config file"
+            )
+        try:
+            found[file.path] = (root / file.path).read_bytes()
+        except OSError as error:
+            raise SourceError(f"cannot read {root / file.path}: {error.strerror}") from error
+    return found
 
 
 def _process(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -35,7 +36,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, tqdm
 from pydantic import ValidationError
 
-from lockgate.adapters.sources.directory import snapshot_file
+from lockgate.adapters.sources.directory import MAX_SMALL_BYTES, snapshot_file
 from lockgate.adapters.sources.transfer import (
     CHUNK,
     Interrupted,
@@ -114,6 +115,36 @@ def download(
     shutil.rmtree(staging / _INCOMPLETE, ignore_errors=True)
     _remove_leftovers(staging, snapshot)
     return snapshot
+
+
+def peek(
+    source: Source,
+    revision: ModelRevision,
+    names: Collection[str],
+    *,
+    endpoint: str | None,
+    token: str | None,
+    ignore: tuple[str, ...],
+    timeout: float,
+) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Names of all files that a download would bring, and the content of those of `names`, compared with what the Hub lists."""
+    with _translated(source), tempfile.TemporaryDirectory() as place:
+        wanted = select(_list_files(source, revision, endpoint, token, timeout), ignore)
+        headers = build_hf_headers(token=token, library_name="lockgate")
+        found = {}
+        for file in wanted:
+            if file.path not in names:
+                continue
+            if file.size > MAX_SMALL_BYTES:
+                raise SourceError(
+                    f"{source}: {file.path} has {file.size} bytes, too many for a config file"
+                )
+            url = hf_hub_url(
+                revision.repo, file.path, revision=revision.commit, endpoint=_endpoint(endpoint)
+            )
+            _bring(source, Path(place), file, url, headers, Meter(file.size, "peek", None))
+            found[file.path] = (Path(place) / file.path).read_bytes()
+    return tuple(file.path for file in wanted), found
 
 
 def select(listed: list[_Listed], ignore: tuple[str, ...]) -> list[_Listed]:

@@ -78,6 +78,19 @@ def test_a_branch_becomes_a_commit_and_its_files_arrive_under_their_digests(
 
 
 @pytest.mark.usefixtures("endpoint")
+def test_what_a_model_is_can_be_seen_without_its_weights(repository: Repository) -> None:
+    seen = sources.peek(SOURCE, REVISION, ("config.json", "quantize_config.json"))
+    assert seen is not None
+    assert seen.contents == {"config.json": repository.files["config.json"]}
+    assert "model.safetensors" in seen.files
+    assert "pytorch_model.bin" not in seen.files
+    assert not any(path.endswith(".safetensors") for _, path, _ in repository.requests)
+    repository.tampered["config.json"] = b'{"model_type": "other"}'
+    with pytest.raises(IntegrityError):
+        sources.peek(SOURCE, REVISION, ("config.json",))
+
+
+@pytest.mark.usefixtures("endpoint")
 def test_a_connection_that_is_cut_in_mid_file_is_continued_where_it_broke(
     repository: Repository, tmp_path: Path
 ) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.adapters.quantization import convert_gguf, quantize
+from lockgate.adapters.quantization import convert_gguf, quantize, read_calibration
 from lockgate.adapters.scanners import scan_weights
 from lockgate.adapters.sources import read_snapshot
 from lockgate.domain.gates import Decision
 from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import Policy, WeightScanPolicy
-from lockgate.domain.spec import Recipe
+from lockgate.domain.spec import CalibrationSpec, Recipe
 from lockgate.errors import EnvironmentMissing, QuantizationError, UsageError
 from tests.integration.intake.conftest import CARD
 
@@ -112,16 +112,43 @@ def test_a_damaged_model_is_refused_and_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_quantized_model_is_not_quantized_again(
+def test_a_calibrated_recipe_twice_gives_the_same_model_and_says_what_it_looked_at(
     bf16: Path, quantization_python: Path, tmp_path: Path
 ) -> None:
+    calibration = read_calibration(CalibrationSpec(samples=4, max_tokens=32))
+    said: list[str] = []
+    reports = [
+        quantize(
+            quantization_python,
+            bf16,
+            tmp_path / name,
+            Recipe.W8A8_SMOOTHQUANT,
+            calibration=calibration,
+            log=tmp_path / f"{name}.log",
+            progress=lambda fraction, what: said.append(what),
+        )
+        for name in ("one", "two")
+    ]
+    assert read_snapshot(tmp_path / "one") == read_snapshot(tmp_path / "two")
+    seen = reports[0].calibration
+    assert seen is not None
+    assert (seen.dataset, seen.samples, seen.digest) == ("builtin", 4, calibration.identity.digest)
+    assert 4 < seen.tokens <= 4 * 32
+    assert sum("calibrate: layer" in what for what in said) > 20
+    assert reports[0].generated
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "int-quantized"
+
+
+def test_a_quantized_model_is_not_quantized_again(bf16: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(bf16, source)
     config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq"}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(QuantizationError, match="quantized already"):
-        quantize(quantization_python, source, tmp_path / "t", Recipe.W8A8_RTN, log=tmp_path / "log")
+    nobody = Path("/nonexistent/python")
+    with pytest.raises(UsageError, match=r"quantized already: gptq \(int4, groups of 128\)"):
+        quantize(nobody, source, tmp_path / "t", Recipe.W8A8_RTN, log=tmp_path / "log")
 
 
 def test_a_worker_that_takes_too_long_is_ended_with_its_group(

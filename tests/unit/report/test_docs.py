@@ -19,7 +19,14 @@ from lockgate.domain.spec import ReleaseSpec
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
-PAGES = ("index.md", "concepts.md", "spec.md", "operations.md", "real-cluster.md")
+PAGES = (
+    "index.md",
+    "concepts.md",
+    "spec.md",
+    "quantization.md",
+    "operations.md",
+    "real-cluster.md",
+)
 
 
 def test_the_tables_of_keys_and_settings_are_up_to_date() -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lockgate.domain.spec import ServingSpec
-from lockgate.errors import UsageError
+from lockgate.errors import ServingError, UsageError
 from serving.engines.registry import ENGINES, engine
 from serving.engines.vllm import HISTOGRAM_BUCKETS
 
@@ -90,3 +91,15 @@ def test_every_engine_can_be_moved_to_another_address_and_to_cores_of_its_own(na
     assert found.placement([]) == {}
     assert found.health_path.startswith("/")
     assert "DO_NOT_TRACK" in found.environment(spec)
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [(Path("/nonexistent/python"), "cannot be started"), (Path(sys.executable), "No module named")],
+)
+def test_an_engine_that_cannot_be_asked_is_an_error_and_no_answer(
+    name: str, python: Path, said: str
+) -> None:
+    with pytest.raises(ServingError, match=said):
+        engine(name).support(python, ["w8a8-int"], {})

@@ -61,6 +61,7 @@ def test_the_bill_of_materials_is_valid_cyclonedx_and_the_same_every_time(world:
             licenses=("apache-2.0", "llama3.2"),
             architecture="LlamaForCausalLM",
             evaluation=evaluation,
+            source_weights="gptq (int4, groups of 128)",
             timestamp=TIME,
             version="0.1.0",
         )
@@ -69,6 +70,9 @@ def test_the_bill_of_materials_is_valid_cyclonedx_and_the_same_every_time(world:
     assert boms[0] == boms[1]
     problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(boms[0]))
     assert problem is None
+    properties = boms[0]["metadata"]["component"]["properties"]
+    weights = {"name": "lockgate:source-weights", "value": "gptq (int4, groups of 128)"}
+    assert weights in properties
     licenses = boms[0]["metadata"]["component"]["licenses"]
     assert licenses == [{"license": {"id": "Apache-2.0"}}, {"license": {"name": "llama3.2"}}]
 

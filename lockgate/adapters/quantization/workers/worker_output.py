@@ -22,6 +22,7 @@ WEIGHT_ENDINGS = (
     ".msgpack",
 )
 PROMPT = "The capital of France is"
+GENERATED_TOKENS = 8
 
 
 def be_deterministic(seed: int, threads: int) -> None:
@@ -92,7 +93,7 @@ def check_tensors(directory: Path) -> tuple[int, int]:
 
 
 def check_loads(directory: Path) -> dict[str, Any]:
-    """The directory loads as a model, no weight missing, and its answer to a prompt is finite and not constant."""
+    """The directory loads as a model, no weight missing, its answer to a prompt is finite and not constant, and it goes on."""
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -115,4 +116,13 @@ def check_loads(directory: Path) -> dict[str, Any]:
     if float(logits[-1].std()) == 0.0:
         raise Unusable("the written model gives every token the same score")
     best = int(logits[-1].argmax())
-    return {"prompt": PROMPT, "next_token": tokenizer.decode([best])}
+    length = int(inputs["input_ids"].shape[1])
+    with torch.inference_mode():
+        written = model.generate(**inputs, max_new_tokens=GENERATED_TOKENS, do_sample=False)
+    if int(written.shape[1]) <= length:
+        raise Unusable("the written model generates nothing")
+    return {
+        "prompt": PROMPT,
+        "next_token": tokenizer.decode([best]),
+        "generated": tokenizer.decode(written[0, length:], skip_special_tokens=True),
+    }
