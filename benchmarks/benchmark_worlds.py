@@ -49,37 +49,44 @@ class Noise:
     drift: float = 0.0
     """Of the machine's speed from the first block to the last, as a logarithm."""
 
-    def requests(self, random: Random, count: int) -> Times:
-        return np.exp(self.within * _wandering(random, count, self.kept))
+    def requests(self, random: Random, *shape: int) -> Times:
+        return np.exp(self.within * _wandering(random, shape, self.kept))
 
     def machine(self, random: Random, blocks: int) -> Times:
         if self.drags == 1.0:
             speed = np.full(blocks, random.standard_normal())
         else:
-            speed = _wandering(random, blocks, self.drags)
+            speed = _wandering(random, (blocks,), self.drags)
         return np.exp(self.between * speed + self.drift * np.linspace(0, 1, blocks))
 
 
-def _wandering(random: Random, count: int, kept: float) -> Times:
-    """Standard normal values, each alike to the one before it."""
-    steps = math.sqrt(1 - kept**2) * random.standard_normal(count)
-    steps[0] = random.standard_normal()
-    return np.asarray(lfilter([1.0], [1.0, -kept], steps))
+def _wandering(random: Random, shape: tuple[int, ...], kept: float) -> Times:
+    """Standard normal values, along the last axis each alike to the one before it."""
+    steps = math.sqrt(1 - kept**2) * random.standard_normal(shape)
+    steps[..., 0] = random.standard_normal(shape[:-1])
+    return np.asarray(lfilter([1.0], [1.0, -kept], steps)) if kept else steps
 
 
-def _figures(random: Random, noise: Noise, requests: int, factor: float) -> BlockFigures:
-    rows = {
-        key: base * factor * noise.requests(random, requests)
-        for key, base in (("ttft", 100.0), ("tpot", 30.0), ("e2e", 2000.0))
-    }
-    return BlockFigures(
-        completed=requests,
-        failed=0,
-        ttft=float(np.median(rows["ttft"])),
-        tpot=float(np.median(rows["tpot"])),
-        e2e=float(rows["e2e"].mean()),
-        throughput=1 / factor,
+def _blocks(random: Random, noise: Noise, requests: int, factors: Times) -> list[BlockFigures]:
+    """One side's blocks, each slower by its factor."""
+    ttft, tpot, e2e = noise.requests(random, 3, factors.size, requests)
+    columns = zip(
+        100 * factors * np.median(ttft, axis=1),
+        30 * factors * np.median(tpot, axis=1),
+        2000 * factors * e2e.mean(axis=1),
+        strict=True,
     )
+    return [
+        BlockFigures(
+            completed=requests,
+            failed=0,
+            ttft=float(first),
+            tpot=float(token),
+            e2e=float(whole),
+            throughput=1.0,
+        )
+        for first, token, whole in columns
+    ]
 
 
 def _result(random: Random, requests: int, noise: Noise, slower: float) -> ProfileResult:
@@ -113,20 +120,15 @@ def _evidence(subject: Digest, result: ProfileResult) -> BenchmarkEvidence:
 def _in_turn(
     random: Random, spec: BenchmarkSpec, requests: int, noise: Noise, slower: float
 ) -> Decision:
-    speeds = noise.machine(random, 2 * spec.blocks)
-    pairs = []
-    for block in range(spec.blocks):
-        candidate_first = bool(random.integers(2))
-        order = speeds[2 * block : 2 * block + 2]
-        mine, theirs = order if candidate_first else order[::-1]
-        pairs.append(
-            BlockPair(
-                profile="load",
-                candidate_first=candidate_first,
-                candidate=_figures(random, noise, requests, slower * mine),
-                stable=_figures(random, noise, requests, theirs),
-            )
-        )
+    speeds = noise.machine(random, 2 * spec.blocks).reshape(-1, 2)
+    candidate_first = random.integers(2, size=spec.blocks)
+    block = np.arange(spec.blocks)
+    mine = _blocks(random, noise, requests, slower * speeds[block, 1 - candidate_first])
+    theirs = _blocks(random, noise, requests, speeds[block, candidate_first])
+    pairs = [
+        BlockPair(profile="load", candidate_first=bool(first), candidate=own, stable=other)
+        for first, own, other in zip(candidate_first, mine, theirs, strict=True)
+    ]
     result = _result(random, spec.profiles[0].requests, noise, 1.0)
     comparison = BenchmarkComparison(
         candidate=CANDIDATE,
