@@ -33,7 +33,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """A release spec. A relative directory source is relative to the spec's own place."""
+    """A release spec. A relative directory source, and a relative trace, is relative to the spec's own place."""
     spec = read_yaml(path, ReleaseSpec)
     try:
         source = Source.parse(spec.source)
@@ -42,4 +42,9 @@ def read_spec(path: Path) -> ReleaseSpec:
     if source.kind is SourceKind.DIRECTORY:
         directory = (path.parent / Path(source.location).expanduser()).absolute()
         spec = spec.merged({"source": f"dir:{directory}"})
+    if any(profile.trace for profile in spec.benchmark.profiles):
+        benchmark = spec.benchmark.to_data()
+        for trace in filter(None, (profile["trace"] for profile in benchmark["profiles"])):
+            trace["path"] = str((path.parent / Path(trace["path"]).expanduser()).absolute())
+        spec = spec.merged({"benchmark": benchmark})
     return spec
