@@ -32,7 +32,7 @@ BLOCKS = 8
 def spec(number: int, margin: float = 0.15) -> BenchmarkSpec:
     # Named by its number: no repetition asks what an earlier one left in a server's prefix cache.
     profile = BenchmarkProfile(
-        name=f"repetition-{number}", requests=16, prompt_tokens=32, output_tokens=12
+        name=f"repetition-{number}", requests=BLOCKS, prompt_tokens=32, output_tokens=16
     )
     return BenchmarkSpec(profiles=(profile,), margin=margin, blocks=BLOCKS, max_ttft_p50_ms=60_000)
 
