@@ -51,6 +51,8 @@ _RATES: dict[BenchmarkMetric, str] = {
     "throughput": "output tokens per second",
     "goodput": "requests within the service level",
 }
+_UNITS: dict[BenchmarkMetric, str] = {"throughput": "tok/s", "goodput": "requests"}
+"""Times are in milliseconds."""
 
 _Judged = tuple[Decision, str, dict[str, Any] | None]
 
@@ -166,6 +168,7 @@ def _judge_in_turn(
             "metric": words,
             "candidate": _shown(metric, [pair.candidate for pair in pairs]),
             "stable": _shown(metric, [pair.stable for pair in pairs]),
+            "unit": _UNITS.get(metric, "ms"),
             "margin": spec.margin_of(metric),
             "pairs": len(pairs),
         }
@@ -224,7 +227,7 @@ def _judge_ratio(
     allowed = 1 + spec.margin_of(metric)
     finite_upper = upper if math.isfinite(upper) else None
     row = {**row, "ratio": ratio.estimate, "lower": lower, "upper": finite_upper}
-    unit = "" if metric in _RATES else " ms"
+    unit = f" {_UNITS.get(metric, 'ms')}"
     said = (
         f"{name}: {row['candidate']:.1f}{unit} against stable's {row['stable']:.1f}{unit}, worse by a factor of "
         f"{ratio.estimate:.2f} ({lower:.2f} to {upper:.2f}), allowed {allowed:.2f}"
