@@ -19,19 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.benchmark_worlds import benchmark_worlds
 from lockgate.domain.digests import Digest
-from lockgate.domain.evidence import (
-    BenchmarkEvidence,
-    EvaluationEvidence,
-    Fingerprint,
-    ItemScore,
-    ProfileResult,
-    TaskScore,
-)
+from lockgate.domain.evidence import EvaluationEvidence, ItemScore, TaskScore
 from lockgate.domain.gates.base import Decision
-from lockgate.domain.gates.benchmark import benchmark_gate
 from lockgate.domain.gates.evaluation import evaluation_gate
-from lockgate.domain.spec import BenchmarkProfile, BenchmarkSpec, EvaluationSpec, EvaluationTask
+from lockgate.domain.spec import EvaluationSpec, EvaluationTask
 
 NOWHERE = Digest.of_bytes(b"simulated")
 Random = np.random.Generator
@@ -150,85 +143,6 @@ def evaluation_worlds() -> Iterator[World]:
                 judged(graded, 0.05, [0.0]))  # fmt: skip
 
 
-# --- benchmark --------------------------------------------------------------------------------------------------------
-
-
-def _timings(random: Random, requests: int, noise: float, kept: float, shift: float) -> Scores:
-    """Relative timings of a run: autocorrelated noise (`kept` from one request to the next), and one shift of the whole run."""
-    values = np.empty(requests)
-    values[0] = random.standard_normal()
-    for k in range(1, requests):
-        values[k] = kept * values[k - 1] + math.sqrt(1 - kept**2) * random.standard_normal()
-    return np.exp(noise * values + shift * random.standard_normal())
-
-
-def _profile(
-    random: Random, requests: int, noise: float, kept: float, shift: float, slower: float
-) -> ProfileResult:
-    rows = {
-        key: base * slower * _timings(random, requests, noise, kept, shift)
-        for key, base in (("ttft_ms", 100.0), ("tpot_ms", 30.0), ("e2e_ms", 2000.0))
-    }
-
-    def summary(values: Scores) -> dict[str, float]:
-        return {"mean": float(values.mean()), "p50": float(np.median(values))}
-
-    return ProfileResult(
-        profile="load",
-        completed=requests,
-        failed=0,
-        duration_seconds=1,
-        output_tokens_per_second=1,
-        requests_per_second=1,
-        ttft_ms=summary(rows["ttft_ms"]),
-        tpot_ms=summary(rows["tpot_ms"]),
-        itl_ms=summary(rows["tpot_ms"]),
-        e2e_ms=summary(rows["e2e_ms"]),
-        requests={key: tuple(map(float, values)) for key, values in rows.items()},
-    )
-
-
-def benchmark_worlds() -> Iterator[World]:
-    mark = Fingerprint(
-        hardware=NOWHERE, cpu="simulated", cores=1, engine="none", engine_version="0", arguments=()
-    )
-
-    def judged(
-        requests: int, noise: float, kept: float, shift: float, margin: float, slower: float
-    ) -> Callable[[Random], Decision]:
-        spec = BenchmarkSpec(
-            profiles=(BenchmarkProfile(name="load", requests=requests),), margin=margin
-        )
-
-        def measured(random: Random, factor: float) -> BenchmarkEvidence:
-            profile = _profile(random, requests, noise, kept, shift, factor)
-            return BenchmarkEvidence(
-                subject=NOWHERE,
-                generator="simulated",
-                fingerprint=mark,
-                profiles=(profile,),
-                seconds=0,
-            )
-
-        def once(random: Random) -> Decision:
-            return benchmark_gate(spec, measured(random, slower), measured(random, 1.0)).decision
-
-        return once
-
-    for requests, noise, kept, shift, margin in (
-        (8, 0.05, 0.0, 0.0, 0.15), (24, 0.05, 0.0, 0.0, 0.15), (24, 0.15, 0.5, 0.0, 0.15), (100, 0.15, 0.5, 0.0, 0.15),
-        (24, 0.05, 0.0, 0.05, 0.15), (8, 0.10, 0.3, 0.20, 1.0),
-    ):  # fmt: skip
-        about = f"{requests} requests, noise {noise:.0%}, kept {kept}, between runs {shift:.0%}"
-        within = shift == 0
-        yield World("benchmark", f"exactly at the margin {margin}; {about}", "pass <= 0.05, fail <= 0.05" if within else "",
-                    judged(requests, noise, kept, shift, margin, 1 + margin))  # fmt: skip
-        yield World("benchmark", f"A/A, margin {margin}; {about}", "fail <= 0.05" if within else "",
-                    judged(requests, noise, kept, shift, margin, 1.0))  # fmt: skip
-        yield World("benchmark", f"slower by twice the margin {margin}; {about}", "",
-                    judged(requests, noise, kept, shift, margin, 1 + 2 * margin))  # fmt: skip
-
-
 # --- table ------------------------------------------------------------------------------------------------------------
 
 
@@ -250,13 +164,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--gate", choices=("evaluation", "benchmark"))
     chosen = parser.parse_args(arguments)
     if not chosen.json:
         print(
             "| gate | truth | pass | fail | undecided | promised | kept |\n|---|---|---|---|---|---|---|"
         )
     broken = 0
-    for world in [*evaluation_worlds(), *benchmark_worlds()]:
+    worlds = [*evaluation_worlds(), *(World("benchmark", *world) for world in benchmark_worlds())]
+    for world in worlds:
+        if chosen.gate not in (None, world.gate):
+            continue
         random = np.random.default_rng(chosen.seed)
         counts = Counter(world.draw(random) for _ in range(chosen.repetitions))
         shares = {d: counts[d] / chosen.repetitions for d in Decision}

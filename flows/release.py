@@ -44,7 +44,9 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     if not supply.may_be_served(screened):
         return releasing.refuse(draft, screened)
     prepared = releasing.with_manifests_scanned(spec, prepared, candidate, policy)
-    measured = run_step(measure, MeasureRequest(candidate=candidate, spec=spec), MeasureResult)
+    measured = run_step(
+        measure, MeasureRequest(candidate=candidate, spec=spec, stable=draft.stable), MeasureResult
+    )
     draft = draft.with_stages(measured.stage)
     baseline = None
     if draft.stable is not None:
@@ -52,8 +54,8 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
             measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult
         )
     gates = supply.decide_gates(
-        spec, policy, candidate, prepared, measured.measurements,
-        baseline.measurements if baseline else None,
+        spec, policy, candidate, prepared, measured.measured,
+        baseline.measured.measurements if baseline else None,
     )  # fmt: skip
     if not gates.passed:
         return releasing.refuse(draft, gates)
@@ -61,7 +63,7 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
         sign,
         SignRequest(
             prepared=prepared, candidate=candidate, policy=policy, gates=gates,
-            measured=measured.measurements,
+            measured=measured.measured,
         ),
         SignResult,
     )  # fmt: skip

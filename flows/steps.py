@@ -14,7 +14,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.spec import ReleaseSpec
-from lockgate.domain.steps import Measurements, PreparedModel, StageSeconds
+from lockgate.domain.steps import MeasuredBeside, PreparedModel, StageSeconds
 from tasks import intake, measurement, supply
 from tasks.recorded import handed_over
 
@@ -32,10 +32,12 @@ class PrepareResult(Frozen):
 class MeasureRequest(Frozen):
     candidate: Candidate
     spec: ReleaseSpec
+    stable: Candidate | None = None
+    """To be put under load in turn with the candidate."""
 
 
 class MeasureResult(Frozen):
-    measurements: Measurements
+    measured: MeasuredBeside
     stage: StageSeconds
 
 
@@ -44,7 +46,7 @@ class SignRequest(Frozen):
     candidate: Candidate
     policy: Policy
     gates: GateReport
-    measured: Measurements
+    measured: MeasuredBeside
 
 
 class SignResult(Frozen):
@@ -75,11 +77,11 @@ def prepare(request: PrepareRequest) -> PrepareResult:
 
 @flow(name="measure", flow_run_name="measure-{request.spec.model}")
 def measure(request: MeasureRequest) -> MeasureResult:
-    """Serve, evaluate, benchmark."""
-    measurements, stage = measurement.measure_candidate(
-        request.candidate, request.spec.evaluation, request.spec.benchmark
+    """Serve, evaluate, benchmark: in turn with stable where there is one."""
+    measured, stage = measurement.measure_candidate(
+        request.candidate, request.spec.evaluation, request.spec.benchmark, request.stable
     )
-    return handed_over("measure", request, MeasureResult(measurements=measurements, stage=stage))
+    return handed_over("measure", request, MeasureResult(measured=measured, stage=stage))
 
 
 @flow(name="sign", flow_run_name="sign-{request.candidate.serving.served_model_name}")

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lockgate.domain import policy, spec
+from lockgate.domain import cost, load, policy, spec
 from lockgate.domain.images import ImageRef
 from lockgate.settings import Settings
 
@@ -30,7 +30,13 @@ RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
     ("evaluation", spec.EvaluationSpec),
     ("evaluation.tasks[]", spec.EvaluationTask),
     ("benchmark", spec.BenchmarkSpec),
-    ("benchmark.profiles[]", spec.BenchmarkProfile),
+    ("benchmark.profiles[]", load.BenchmarkProfile),
+    ("benchmark.profiles[].prompt_tokens, .output_tokens", load.Lengths),
+    ("benchmark.profiles[].trace", load.RecordedLoad),
+    ("benchmark.profiles[].sweep", load.Sweep),
+    ("benchmark.service_level", load.ServiceLevel),
+    ("benchmark.demand", cost.Demand),
+    ("benchmark.prices.NAME", cost.Price),
     ("canary", spec.CanarySpec),
     ("canary.steps[]", spec.CanaryStep),
     ("canary.margins", spec.JudgeMargins),
@@ -81,7 +87,8 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         at_least = ", at least one" if schema.get("minItems") else ""
         return f"list of {item.replace('mapping, below', 'mappings, below')}{at_least}"
     if name == "object":
-        return "mapping of text to text"
+        values = schema.get("additionalProperties", {"type": "string"})
+        return f"mapping of text to {kind(values, definitions).replace('mapping, below', 'mappings, below')}"
     words = {
         "string": "text",
         "integer": "integer",

@@ -25,7 +25,7 @@ from lockgate.errors import ServingError
 from serving import hardware
 from serving.engines.base import Engine
 from serving.engines.registry import engine as engine_named
-from serving.local.cpu_pool import CpuPool
+from serving.local.cpu_pool import Cores, CpuPool
 from serving.ports import LOOPBACK, PortReservation
 from serving.smoke import smoke_generation
 
@@ -89,7 +89,7 @@ def serve(
     *,
     python: Path,
     log_path: Path,
-    cpu_pool: CpuPool | None = None,
+    cpu_pool: Cores | None = None,
     ready_seconds: float = 900.0,
     port: int | None = None,
     engine: Engine | None = None,
@@ -127,7 +127,9 @@ def serve(
             **engine.environment(serving),
             **engine.placement(cores),
         }
-        prints = hardware.fingerprint(engine, serving, python=python, cores=lease.cores)
+        prints = hardware.fingerprint(
+            engine, serving, python=python, cores=lease.cores, exclusive=lease.exclusive
+        )
         process = stack.enter_context(
             _supervised(command, environment, log_path, fds=(*lease.fds, reservation.fileno()))
         )

@@ -12,12 +12,12 @@ from lockgate.domain.evidence import ScanEvidence
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.sources import ModelRevision
 from lockgate.domain.spec import Recipe, ReleaseSpec
-from lockgate.domain.steps import Measurements, QuantizedModel, StoredModel
+from lockgate.domain.steps import MeasuredBeside, Measurements, QuantizedModel, StoredModel
 from lockgate.errors import EXIT_REFUSED, EnvironmentMissing, UsageError
 from lockgate.settings import Settings
 from serving.engines.registry import engine
 from tasks.intake import calibration_for, fetch_key, parsed_source, quantize_key, scan_key
-from tasks.measurement import measure_key
+from tasks.measurement import compare_key, measure_key
 from tasks.recorded import recorded
 from tasks.servability import look_ahead
 from tasks.workspace import Workspace
@@ -97,7 +97,8 @@ def plan_release(spec: ReleaseSpec) -> Plan:
     if model is not None:
         runtime = spec.runtime or workspace.local_runtime(spec.serving.engine)
         candidate = Candidate(model=model.image, runtime=runtime, serving=spec.serving)
-    steps.append(_measurement(workspace, spec, candidate))
+    stable = state.occupant(state.stable) if state.stable is not None else None
+    steps.append(_measurement(workspace, spec, candidate, stable.candidate if stable else None))
     steps += _rollout(spec, state, candidate)
     return Plan(
         model=spec.model, environment=spec.environment, revision=revision, candidate=candidate,
@@ -135,11 +136,11 @@ def _quantization(
 
 
 def _measurement(
-    workspace: Workspace, spec: ReleaseSpec, candidate: Candidate | None
+    workspace: Workspace, spec: ReleaseSpec, candidate: Candidate | None, stable: Candidate | None
 ) -> PlannedStep:
     tasks = ", ".join(task.name for task in spec.evaluation.tasks)
     profiles = ", ".join(profile.name for profile in spec.benchmark.profiles)
-    detail = f"evaluation {tasks}; benchmark {profiles}"
+    detail = f"evaluation {tasks}; benchmark {profiles}{', in turn with stable' if stable else ''}"
     try:
         environments.environment_python("serving")
     except EnvironmentMissing as error:
@@ -149,6 +150,10 @@ def _measurement(
         )  # fmt: skip
     if candidate is None:
         return PlannedStep(step="measure", prospect="to do", detail=detail)
+    if stable is not None and stable.digest != candidate.digest:
+        key = compare_key(candidate, stable, spec.evaluation, spec.benchmark)
+        beside = recorded(workspace.records, key, MeasuredBeside)
+        return _step("measure", beside and beside.comparison, detail)
     key = measure_key(candidate, spec.evaluation, spec.benchmark)
     return _step("measure", recorded(workspace.records, key, Measurements), detail)
 

@@ -27,7 +27,7 @@ from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import Policy
 from lockgate.domain.rollout.transitions import rfc3339
 from lockgate.domain.spec import Recipe, ReleaseSpec
-from lockgate.domain.steps import Measurements, PreparedModel, StepKey
+from lockgate.domain.steps import MeasuredBeside, Measurements, PreparedModel, StepKey
 from lockgate.errors import Refused
 from tasks.recorded import find_or_make
 from tasks.retries import TRANSIENT
@@ -42,7 +42,7 @@ def decide_gates(
     policy: Policy,
     candidate: Candidate,
     prepared: PreparedModel,
-    measured: Measurements | None = None,
+    measured: MeasuredBeside | None = None,
     stable: Measurements | None = None,
 ) -> GateReport:
     """All offline gates. Evidence that is missing does not pass."""
@@ -51,8 +51,13 @@ def decide_gates(
     if measured is not None:
         baseline_scores = stable.evaluation if stable else None
         baseline_load = stable.benchmark if stable else None
-        results.append(evaluation_gate(spec.evaluation, measured.evaluation, baseline_scores))
-        results.append(benchmark_gate(spec.benchmark, measured.benchmark, baseline_load))
+        own, apart = measured.measurements, {"apart": measured.apart} if measured.apart else {}
+        results.append(evaluation_gate(spec.evaluation, own.evaluation, baseline_scores))
+        results.append(
+            benchmark_gate(
+                spec.benchmark, own.benchmark, baseline_load, measured.comparison, **apart
+            )
+        )
     report = GateReport(
         candidate=candidate.digest, results=tuple(results), required=tuple(policy.gates)
     )
@@ -71,7 +76,7 @@ def sign_candidate(
     candidate: Candidate,
     policy: Policy,
     gates: GateReport,
-    measured: Measurements,
+    measured: MeasuredBeside,
 ) -> Digest:
     """Sign the model and runtime images and attest how they were made and what the gates found.
 
@@ -96,7 +101,7 @@ def sign_candidate(
         ),
         (
             attestation.SBOM_TYPE,
-            _bill_of_materials(workspace, prepared, measured, predicate.decided_at),
+            _bill_of_materials(workspace, prepared, measured.measurements, predicate.decided_at),
         ),
         (attestation.GATE_TYPE, predicate),
     ):
@@ -110,12 +115,15 @@ def _gate_predicate(
     candidate: Candidate,
     policy: Policy,
     gates: GateReport,
-    measured: Measurements,
+    measured: MeasuredBeside,
 ) -> GatePredicate:
     """What is attested. Decided once: the same gates over the same evidence are not attested twice with two times."""
     documents: dict[str, Frozen] = {
-        "gates": gates, "evaluation": measured.evaluation, "benchmark": measured.benchmark,
+        "gates": gates, "evaluation": measured.measurements.evaluation,
+        "benchmark": measured.measurements.benchmark,
     }  # fmt: skip
+    if measured.comparison is not None:
+        documents["benchmark-comparison"] = measured.comparison
     for number, scan in enumerate(prepared.scans):
         documents[f"scan-{number}-{scan.subject_kind}"] = scan
     evidence = {

@@ -33,7 +33,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
 
 
 def read_spec(path: Path) -> ReleaseSpec:
-    """A release spec. A relative directory source or calibration set is relative to the spec's own place."""
+    """A release spec. A relative directory source, calibration set or trace is relative to the spec's own place."""
     spec = read_yaml(path, ReleaseSpec)
     try:
         source = Source.parse(spec.source)
@@ -46,4 +46,9 @@ def read_spec(path: Path) -> ReleaseSpec:
     if dataset != "builtin":
         place = (path.parent / Path(dataset).expanduser()).absolute()
         spec = spec.merged({"calibration": {**spec.calibration.to_data(), "dataset": str(place)}})
+    if any(profile.trace for profile in spec.benchmark.profiles):
+        benchmark = spec.benchmark.to_data()
+        for trace in filter(None, (profile["trace"] for profile in benchmark["profiles"])):
+            trace["path"] = str((path.parent / Path(trace["path"]).expanduser()).absolute())
+        spec = spec.merged({"benchmark": benchmark})
     return spec

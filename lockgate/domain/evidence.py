@@ -7,6 +7,7 @@ Evidence is measured by steps that hold no signing key, judged by `lockgate.doma
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
@@ -80,6 +81,15 @@ class Fingerprint(Frozen):
     engine: str
     engine_version: str
     arguments: tuple[str, ...]
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Of the engine, as its spec and its placement set it."""
+    machine_cores: int | None = None
+    memory_bytes: int | None = None
+    kernel: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of Python and of the packages that decide an engine's speed."""
+    exclusive_cores: bool | None = None
+    """Whether no other server of Lockgate's ran on the same cores when this one started."""
 
 
 class EvaluationEvidence(Frozen):
@@ -93,8 +103,31 @@ class EvaluationEvidence(Frozen):
     seconds: float
 
 
+class LoadPoint(Frozen):
+    """What one level of load gave: a point of a curve."""
+
+    level: float
+    unit: Literal["concurrency", "rate"]
+    """Requests in flight, or arrivals a second."""
+    completed: int
+    failed: int
+    requests_per_second: float
+    output_tokens_per_second: float
+    prompt_tokens_per_second: float
+    ttft_ms: dict[str, float]
+    """Keys `mean`, `p50`, `p90`, `p99`, as in a profile's result."""
+    tpot_ms: dict[str, float]
+    e2e_ms: dict[str, float]
+    kept_service_level: int | None = None
+    """Requests that kept the declared service level."""
+    goodput_per_second: float | None = None
+
+
 class ProfileResult(Frozen):
-    """One load profile's result; latencies in milliseconds."""
+    """One load profile's result; latencies in milliseconds. Of a sweep: the level with the highest throughput.
+
+    In an open loop a latency counts from the time at which the request was due, not from when it was sent.
+    """
 
     profile: str
     completed: int
@@ -108,7 +141,16 @@ class ProfileResult(Frozen):
     itl_ms: dict[str, float]
     e2e_ms: dict[str, float]
     requests: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    """Single requests in the order sent, for intervals: `ttft_ms`, `tpot_ms` (mean of a request), `e2e_ms`."""
+    """Single requests in the order sent, for intervals: `ttft_ms`, `tpot_ms` (mean of a request), `itl_max_ms`, `e2e_ms`."""
+    prompt_tokens_per_second: float | None = None
+    kept_service_level: int | None = None
+    """Requests that kept the declared service level."""
+    goodput_per_second: float | None = None
+    """Requests a second that kept it."""
+    send_lag_p99_ms: float | None = None
+    """Open loop: how late the generator sent, which is counted into the latencies."""
+    curve: tuple[LoadPoint, ...] = ()
+    """Of a sweep: its levels, in the order sent."""
 
 
 class BenchmarkEvidence(Frozen):
@@ -118,4 +160,43 @@ class BenchmarkEvidence(Frozen):
     """Name and version of the load generator."""
     fingerprint: Fingerprint
     profiles: tuple[ProfileResult, ...]
+    seconds: float
+
+
+class BlockFigures(Frozen):
+    """One side of a pair of blocks. Times in milliseconds."""
+
+    completed: int
+    failed: int
+    ttft: float | None
+    """Median time to first token."""
+    tpot: float | None
+    """Median over the requests of the time per output token."""
+    e2e: float | None
+    """Mean time of a whole request."""
+    throughput: float
+    """Output tokens a second."""
+    kept_service_level: int | None = None
+
+
+class BlockPair(Frozen):
+    """The same load put to both, one right after the other."""
+
+    profile: str
+    candidate_first: bool
+    candidate: BlockFigures
+    stable: BlockFigures
+
+
+class BenchmarkComparison(Frozen):
+    """Candidate and stable measured in turn on the same cores of one machine."""
+
+    candidate: Digest
+    stable: Digest
+    generator: str
+    fingerprint: Fingerprint
+    """Of the candidate's server."""
+    stable_benchmark: BenchmarkEvidence
+    """Stable's blocks of this run, taken together."""
+    pairs: tuple[BlockPair, ...]
     seconds: float

@@ -13,7 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lockgate.domain.base import Frozen
+from lockgate.domain.cost import Demand, Price
 from lockgate.domain.images import ImageRef
+from lockgate.domain.load import BenchmarkProfile as BenchmarkProfile
+from lockgate.domain.load import ServiceLevel
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -117,20 +120,23 @@ class EvaluationSpec(Frozen):
     concurrency: Annotated[int, Field(ge=1)] = 4
 
 
-class BenchmarkProfile(Frozen):
-    """One load: `requests` prompts of `prompt_tokens`, answers of `output_tokens`, at most `concurrency` at once."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    requests: Annotated[int, Field(ge=4)] = 24
-    prompt_tokens: Annotated[int, Field(ge=1)] = 64
-    output_tokens: Annotated[int, Field(ge=1)] = 64
-    concurrency: Annotated[int, Field(ge=1)] = 1
+BenchmarkMetric = Literal["ttft", "tpot", "e2e", "throughput", "goodput"]
 
 
 class BenchmarkSpec(Frozen):
     profiles: tuple[BenchmarkProfile, ...] = Field(min_length=1)
     margin: Annotated[float, Field(gt=0)] = 0.15
     """How much worse than the stable candidate's on the same hardware a metric may be, relative."""
+    margins: dict[BenchmarkMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Margins of single metrics in place of `margin`. `throughput` is judged only where it is named here."""
+    blocks: Annotated[int, Field(ge=6, le=200)] = 8
+    """Pairs of blocks in which candidate and stable are measured in turn; a profile's requests are shared out to them."""
+    service_level: ServiceLevel | None = None
+    """Declares goodput: the requests a second that keep it."""
+    demand: Demand | None = None
+    """The load to be carried, for the number of replicas."""
+    prices: dict[str, Price] = Field(default_factory=dict)
+    """By accelerator or processor, as the evidence's fingerprint names it."""
     max_failed: Annotated[int, Field(ge=0)] = 0
     """Requests a profile that may fail."""
     max_ttft_p50_ms: float | None = None
@@ -144,7 +150,14 @@ class BenchmarkSpec(Frozen):
     def _unique_names(self) -> BenchmarkSpec:
         if len({p.name for p in self.profiles}) != len(self.profiles):
             raise ValueError("benchmark profile names must be unique")
+        if all(p.sweep is not None for p in self.profiles):
+            raise ValueError("a sweep is a curve and is not judged: at least one profile without")
+        if "goodput" in self.margins and self.service_level is None:
+            raise ValueError("a margin of goodput needs a `service_level`")
         return self
+
+    def margin_of(self, metric: BenchmarkMetric) -> float:
+        return self.margins.get(metric, self.margin)
 
 
 class CanaryStep(Frozen):

@@ -7,7 +7,12 @@ from typing import Any, Literal
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.evidence import BenchmarkEvidence, EvaluationEvidence, ScanEvidence
+from lockgate.domain.evidence import (
+    BenchmarkComparison,
+    BenchmarkEvidence,
+    EvaluationEvidence,
+    ScanEvidence,
+)
 from lockgate.domain.gates import GateReport
 from lockgate.domain.images import ImageRef
 from lockgate.domain.quantization import QuantizationReport
@@ -90,6 +95,16 @@ class Measurements(Frozen):
     candidate: Candidate
     evaluation: EvaluationEvidence
     benchmark: BenchmarkEvidence
+
+
+class MeasuredBeside(Frozen):
+    """Measurements of a candidate, made with stable's server beside its own where that could be."""
+
+    measurements: Measurements
+    comparison: BenchmarkComparison | None = None
+    """Both under load in turn; None where they had to be measured apart, or there is no stable."""
+    apart: str | None = None
+    """Why they had to."""
 
 
 class StageSeconds(Frozen):

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from lockgate.errors import ServingError
 
@@ -40,6 +41,27 @@ class CpuLease:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Cores(Protocol):
+    """Whoever lends cores to a server."""
+
+    def acquire(self, count: int) -> CpuLease: ...
+
+
+class SharedCores:
+    """The cores of one lease, lent on to several servers that are never asked anything at the same time.
+
+    So two candidates are measured on the very same cores, beside the same neighbours.
+    """
+
+    def __init__(self, lease: CpuLease) -> None:
+        self.lease = lease
+
+    def acquire(self, count: int) -> CpuLease:
+        """The first `count` cores of the lease, with a share of its own in all of its locks."""
+        fds = tuple(os.dup(fd) for fd in self.lease.fds)
+        return CpuLease(self.lease.cores[:count], self.lease.exclusive, fds)
 
 
 def default_directory() -> Path:

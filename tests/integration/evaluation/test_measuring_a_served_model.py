@@ -11,13 +11,14 @@ import psutil
 import pytest
 import yaml
 
-from lockgate.adapters.benchmark import benchmark
+from lockgate.adapters.benchmark import Subject, benchmark, compare
 from lockgate.adapters.evaluation import SAMPLES_FILE, evaluate
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.gates.base import Decision
 from lockgate.domain.gates.benchmark import benchmark_gate
 from lockgate.domain.gates.evaluation import evaluation_gate
+from lockgate.domain.load import ServiceLevel, Sweep
 from lockgate.domain.spec import (
     BenchmarkProfile,
     BenchmarkSpec,
@@ -93,27 +94,42 @@ def test_a_model_scored_twice_agrees_with_itself_and_passes_its_own_gate(
     }
 
 
-def test_a_load_is_measured_request_by_request_and_passes_against_itself(
+def test_loads_are_measured_in_turn_and_a_model_passes_against_itself(
     served: Endpoint, serving_python: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    profile = BenchmarkProfile(name="single", requests=8, prompt_tokens=32, output_tokens=8)
-    asked = BenchmarkSpec(profiles=(profile,), margin=4.0, max_ttft_p50_ms=60_000)
-    measured = benchmark(
-        served,
+    lengths = {"prompt_tokens": 32, "output_tokens": 4}
+    closed = BenchmarkProfile(name="closed", requests=6, **lengths)
+    opened = BenchmarkProfile(name="open", requests=12, rate=4.0, burstiness=0.5, **lengths)
+    curve = BenchmarkProfile(
+        name="curve", requests=4, sweep=Sweep(concurrency=(1, 2, 4), growth=0.9), **lengths
+    )
+    asked = BenchmarkSpec(
+        profiles=(closed, opened, curve),
+        blocks=6,
+        margin=9.0,
+        service_level=ServiceLevel(e2e_ms=60_000),
+        max_ttft_p50_ms=60_000,
+    )
+    measured = compare(
+        Subject(SUBJECT, served, served.fingerprint),
+        Subject(Digest.of_bytes(b"stable"), served, served.fingerprint),
         asked,
-        subject=SUBJECT,
-        fingerprint=served.fingerprint,
         serving_python=serving_python,
         model_dir=demo_model,
         log_dir=tmp_path,
     )
-    (result,) = measured.profiles
-    assert (result.completed, result.failed) == (8, 0)
-    assert {key: len(values) for key, values in result.requests.items()} == dict.fromkeys(
-        ("ttft_ms", "tpot_ms", "e2e_ms"), 8
-    )
-    assert benchmark_gate(asked, measured, None).decision is Decision.PASS
-    assert benchmark_gate(asked, measured, measured).decision is Decision.PASS
+    results = {result.profile: result for result in measured.candidate.profiles}
+    assert {name: (r.completed, r.failed) for name, r in results.items()} == {
+        "closed": (6, 0), "open": (12, 0), "curve": (4, 0),
+    }  # fmt: skip
+    assert all(len(results["open"].requests[key]) == 12 for key in ("ttft_ms", "tpot_ms", "e2e_ms"))
+    assert 2 <= len(results["curve"].curve) <= 3
+    assert len(measured.comparison.pairs) == 12
+    gated = benchmark_gate(asked, measured.candidate, None, measured.comparison)
+    assert gated.decision is Decision.PASS, gated.reasons
+    assert benchmark_gate(asked, measured.candidate, None).decision is Decision.PASS
+    marks = served.fingerprint
+    assert marks.versions["torch"] and marks.environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 def test_a_task_or_a_metric_that_is_not_there_is_the_users_error(
@@ -175,7 +191,7 @@ def test_a_load_generator_without_a_tokenizer_says_where_its_log_is(
             model_dir=tmp_path / "nothing",
             log_dir=tmp_path,
         )
-    assert caught.value.log == tmp_path / "benchmark-single.log"
+    assert caught.value.log == tmp_path / "benchmark.log"
 
 
 def test_a_server_that_dies_in_the_middle_is_an_error_and_not_a_score(

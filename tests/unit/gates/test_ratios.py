@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lockgate.domain.ratios import ratio_of
+from lockgate.domain.ratios import PairedRatio, ratio_of
 
 
 def test_the_bounds_are_where_the_exact_rank_sum_test_changes_its_mind() -> None:
@@ -37,3 +37,25 @@ def test_too_few_values_give_no_bound_rather_than_a_narrow_one() -> None:
     ratio = ratio_of(np.array([100.0, 101.0]), np.array([100.0, 101.0]), "p50")
     assert ratio.upper(0.05) == math.inf
     assert ratio.lower(0.05) == 0.0
+
+
+def test_the_paired_bounds_are_where_the_exact_signed_rank_test_changes_its_mind() -> None:
+    logarithms = np.random.default_rng(5).normal(0.1, 0.2, 9)
+    alpha = 0.05
+    ratio = PairedRatio(logarithms)
+
+    def p_value(bound: float, alternative: str) -> float:
+        tested = stats.wilcoxon(
+            logarithms - math.log(bound), alternative=alternative, method="exact"
+        )
+        return float(tested.pvalue)
+
+    upper, lower = ratio.upper(alpha), ratio.lower(alpha)
+    assert p_value(upper * 1.0001, "less") <= alpha < p_value(upper * 0.9999, "less")
+    assert p_value(lower * 0.9999, "greater") <= alpha < p_value(lower * 1.0001, "greater")
+
+
+def test_too_few_pairs_give_no_bound_at_a_strict_level() -> None:
+    five = PairedRatio(np.linspace(-0.01, 0.01, 5))
+    assert five.upper(0.05) < 1.02
+    assert five.lower(0.01) == 0.0

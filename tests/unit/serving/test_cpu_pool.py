@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lockgate.errors import ServingError
-from serving.local.cpu_pool import CpuPool
+from serving.local.cpu_pool import CpuPool, SharedCores
 
 
 def test_cores_are_lent_to_one_server_each_and_shared_evenly_when_none_is_free(
@@ -53,3 +53,19 @@ def test_a_pool_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServingError, match="CPU pool"):
         CpuPool(tmp_path / "file", cores=[0]).acquire(1)
+
+
+def test_servers_that_share_a_lease_get_the_same_cores_and_hold_them_until_the_last_is_gone(
+    tmp_path: Path,
+) -> None:
+    pool = CpuPool(tmp_path, cores=[0, 1])
+    with pool.acquire(2) as lease:
+        cores = SharedCores(lease)
+        first, second = cores.acquire(1), cores.acquire(2)
+    assert (first.cores, second.cores) == ((0,), (0, 1))
+    first.close()
+    with pool.acquire(1) as other:
+        assert not other.exclusive
+    second.close()
+    with pool.acquire(2) as again:
+        assert again.exclusive

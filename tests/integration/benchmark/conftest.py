@@ -1,0 +1,8 @@
+"""The small server of these tests, found beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
