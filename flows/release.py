@@ -44,12 +44,20 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     if not supply.may_be_served(screened):
         return releasing.refuse(draft, screened)
     prepared = releasing.with_manifests_scanned(spec, prepared, candidate, policy)
-    measured = run_step(measure, MeasureRequest(candidate=candidate, spec=spec), MeasureResult)
-    draft = draft.with_stages(measured.stage)
+    template = releasing.describe_test_pod(spec, candidate)
+    measured = run_step(
+        measure,
+        MeasureRequest(candidate=candidate, spec=spec, pod_template=template),
+        MeasureResult,
+    )
+    draft = releasing.with_measurements(draft, measured.measurements, measured.stage)
     baseline = None
     if draft.stable is not None:
+        template = releasing.describe_test_pod(spec, draft.stable)
         baseline = run_step(
-            measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult
+            measure,
+            MeasureRequest(candidate=draft.stable, spec=spec, pod_template=template),
+            MeasureResult,
         )
     gates = supply.decide_gates(
         spec, policy, candidate, prepared, measured.measurements,

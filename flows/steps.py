@@ -6,6 +6,8 @@ called directly on a laptop, and by `run_deployment` on its own work pool where 
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
 
 from lockgate.domain.base import Frozen
@@ -15,7 +17,7 @@ from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.steps import Measurements, PreparedModel, StageSeconds
-from tasks import intake, measurement, supply
+from tasks import artifacts, intake, measurement, supply
 
 
 class PrepareRequest(Frozen):
@@ -31,6 +33,8 @@ class PrepareResult(Frozen):
 class MeasureRequest(Frozen):
     candidate: Candidate
     spec: ReleaseSpec
+    pod_template: dict[str, Any] | None = None
+    """Of the candidate's slot, where candidates are served for tests in a cluster: this step does not read Git."""
 
 
 class MeasureResult(Frozen):
@@ -65,14 +69,16 @@ def prepare(request: PrepareRequest) -> PrepareResult:
     rescan, rescanned = intake.scan_weights(model, policy.weights)
     image_scan = intake.scan_image(model, policy.images)
     prepared = intake.describe(revision, spec, source, model, [scan, rescan, image_scan])
-    return PrepareResult(prepared=prepared, stages=(fetched, scanned, quantized, rescanned))
+    stages = (fetched, scanned, quantized, rescanned)
+    artifacts.publish_preparation(prepared, stages)
+    return PrepareResult(prepared=prepared, stages=stages)
 
 
 @flow(name="measure", flow_run_name="measure-{request.spec.model}")
 def measure(request: MeasureRequest) -> MeasureResult:
     """Serve, evaluate, benchmark."""
     measurements, stage = measurement.measure_candidate(
-        request.candidate, request.spec.evaluation, request.spec.benchmark
+        request.candidate, request.spec.evaluation, request.spec.benchmark, request.pod_template
     )
     return MeasureResult(measurements=measurements, stage=stage)
 

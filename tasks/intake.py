@@ -123,7 +123,9 @@ def quantize_model(
             return _publish(workspace, directory, snapshot, model, report)
 
     key = quantize_key(workspace, source, recipe, model)
-    return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
+    return find_or_make(
+        workspace.records, key, StoredModel, make, usable=_stored(workspace), work=recipe
+    )
 
 
 @task(name="scan-weights", cache_policy=NO_CACHE)

@@ -2,72 +2,168 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate import environments
 from lockgate.adapters import benchmark, evaluation
 from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.spec import BenchmarkSpec, EvaluationSpec
 from lockgate.domain.steps import Measurements, StageSeconds, StepKey
-from serving import ephemeral
-from serving.hardware import hardware_digest
-from serving.local.cpu_pool import CpuPool
-from tasks.progress import progress
+from lockgate.errors import EvaluationError, RegistryError
+from serving.candidate_server import CandidateServer, Endpoint
+from tasks import artifacts, durations
+from tasks.progress import Report, progress
 from tasks.recorded import find_or_make
 from tasks.workspace import Workspace
 
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
+EVALUATE_VERSION = 1
+
+SERVE, EVALUATE, BENCHMARK = "serve", "evaluate", "benchmark"
+"""The parts of a measurement, as their durations are remembered."""
 
 
 @task(name="measure-candidate", cache_policy=NO_CACHE)
 def measure_candidate(
-    candidate: Candidate, evaluation_spec: EvaluationSpec, benchmark_spec: BenchmarkSpec
+    candidate: Candidate,
+    evaluation_spec: EvaluationSpec,
+    benchmark_spec: BenchmarkSpec,
+    pod_template: dict[str, Any] | None = None,
 ) -> tuple[Measurements, StageSeconds]:
-    """Evaluation and benchmark of a candidate, once: the same candidate measured the same way is looked up."""
+    """Evaluation and benchmark of a candidate, once: the same candidate measured the same way is looked up.
+
+    `pod_template` is the slot's, where candidates are served for tests in a cluster.
+    """
     workspace = Workspace.current()
+    server = workspace.candidate_server(pod_template)
+    hardware = server.hardware(candidate.serving)
 
     def make() -> Measurements:
-        model = workspace.stored_model(candidate.model)
-        directory = workspace.materialise(model)
+        directory = workspace.materialise(workspace.stored_model(candidate.model))
         logs = workspace.layout.logs / f"measure-{candidate.digest.short}"
         logs.mkdir(parents=True, exist_ok=True)
         python = environments.environment_python("serving")
+        started = time.monotonic()
         with (
             progress(f"evaluate {candidate.digest.short}") as evaluating,
             progress(f"benchmark {candidate.digest.short}") as benching,
-            ephemeral.serve(
-                directory, candidate.serving, python=python, log_path=logs / "vllm.log",
-                cpu_pool=CpuPool(),
-            ) as endpoint,
-        ):  # fmt: skip
-            scores = evaluation.evaluate(
-                endpoint.base_url, endpoint.model_name, evaluation_spec,
-                subject=candidate.digest, log_dir=logs / "evaluation", progress=evaluating,
+            server.serve(candidate, log_path=logs / "vllm.log") as endpoint,
+        ):
+            durations.remember(
+                workspace.records, SERVE, time.monotonic() - started, hardware=hardware
+            )
+            scores = evaluate_endpoint(
+                workspace, candidate, evaluation_spec, endpoint, logs / "evaluation",
+                hardware=hardware, progress=evaluating,
             )  # fmt: skip
             load = benchmark.benchmark(
                 endpoint, benchmark_spec, subject=candidate.digest,
                 fingerprint=endpoint.fingerprint, serving_python=python, model_dir=directory,
                 log_dir=logs / "benchmark", progress=benching,
             )  # fmt: skip
+            durations.remember(
+                workspace.records, BENCHMARK, load.seconds, work=benchmark_work(benchmark_spec), hardware=hardware
+            )  # fmt: skip
         return Measurements(candidate=candidate, evaluation=scores, benchmark=load)
 
-    key = measure_key(candidate, evaluation_spec, benchmark_spec)
-    return find_or_make(workspace.records, key, Measurements, make)
+    key = measure_key(server, candidate, evaluation_spec, benchmark_spec)
+    measured, stage = find_or_make(workspace.records, key, Measurements, make, hardware=hardware)
+    artifacts.publish_evaluation(measured.evaluation)
+    artifacts.publish_benchmark(measured.benchmark)
+    return measured, stage
+
+
+def evaluate_endpoint(
+    workspace: Workspace,
+    candidate: Candidate,
+    spec: EvaluationSpec,
+    endpoint: Endpoint,
+    log_dir: Path,
+    *,
+    hardware: Digest,
+    progress: Report,
+) -> EvaluationEvidence:
+    """The candidate's scores: looked up, where it was asked the same questions before, else asked now.
+
+    Every answer is kept in the store, by the digest that the evidence names.
+    """
+
+    def make() -> EvaluationEvidence:
+        scores = evaluation.evaluate(
+            endpoint.base_url, endpoint.model_name, spec, subject=candidate.digest, log_dir=log_dir,
+            progress=progress,
+        )  # fmt: skip
+        kept = workspace.records.put_document(evaluation.read_samples(log_dir))
+        if kept != scores.samples:
+            raise EvaluationError(
+                f"the answers in {log_dir} changed while they were stored ({kept}, not {scores.samples})",
+                hint="is a second evaluation of this candidate writing there?",
+            )
+        return scores
+
+    def usable(scores: EvaluationEvidence) -> bool:
+        if scores.samples is None:
+            return False
+        try:
+            workspace.records.get_document(scores.samples)
+        except RegistryError:
+            return False
+        return True
+
+    scores, _ = find_or_make(
+        workspace.records, evaluation_key(candidate, spec, hardware), EvaluationEvidence, make,
+        usable=usable, work=evaluation_work(spec), hardware=hardware,
+    )  # fmt: skip
+    return scores
+
+
+def evaluation_work(spec: EvaluationSpec) -> dict[str, Any]:
+    """What is asked and how it is scored. Margins, floors and alpha are the gate's business and left out."""
+    return {
+        "tasks": [[task.name, task.metric] for task in spec.tasks],
+        "limit": spec.limit,
+        "suite": evaluation.suite_digest(spec),
+        "harness": evaluation.harness(),
+        # Requests in one batch change the order of additions, and so, now and then, an answer.
+        "concurrency": spec.concurrency,
+    }
+
+
+def benchmark_work(spec: BenchmarkSpec) -> dict[str, Any]:
+    """What load is sent. Limits and margins are the gate's business and left out."""
+    return {"profiles": [profile.to_data() for profile in spec.profiles]}
+
+
+def evaluation_key(candidate: Candidate, spec: EvaluationSpec, hardware: Digest) -> StepKey:
+    """What scores depend on: the candidate (weights, runtime, arguments), the questions, and the hardware's arithmetic."""
+    return StepKey(
+        step=EVALUATE, version=EVALUATE_VERSION,
+        inputs={
+            "candidate": candidate.digest, "hardware": hardware, **evaluation_work(spec),
+        },
+    )  # fmt: skip
 
 
 def measure_key(
-    candidate: Candidate, evaluation_spec: EvaluationSpec, benchmark_spec: BenchmarkSpec
+    server: CandidateServer,
+    candidate: Candidate,
+    evaluation_spec: EvaluationSpec,
+    benchmark_spec: BenchmarkSpec,
 ) -> StepKey:
     """What measurements depend on. Limits and margins are the gates' business: only what is run counts."""
     return StepKey(
         step="measure", version=MEASURE_VERSION,
         inputs={
             "candidate": candidate.digest,
-            "tasks": [[task.name, task.metric] for task in evaluation_spec.tasks],
-            "limit": evaluation_spec.limit,
-            "suite": evaluation.suite_digest(evaluation_spec),
-            "profiles": [profile.to_data() for profile in benchmark_spec.profiles],
-            "hardware": hardware_digest(candidate.serving.resources.cpu),
+            **evaluation_work(evaluation_spec),
+            **benchmark_work(benchmark_spec),
+            "hardware": server.hardware(candidate.serving),
         },
     )  # fmt: skip

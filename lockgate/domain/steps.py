@@ -98,6 +98,8 @@ class ReleaseOutcome(Frozen):
     outcome: Outcome | None = None
     reason: str
     evidence: Digest | None = None
+    measurements: Digest | None = None
+    """Document in the store: the candidate's `Measurements`, also where they led to a refusal."""
     release: str | None = None
     stages: tuple[StageSeconds, ...] = ()
 

@@ -14,7 +14,8 @@ import tiny_engine
 
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError
-from serving.ephemeral import Endpoint, serve
+from serving.candidate_server import Endpoint
+from serving.ephemeral import serve
 from serving.local.cpu_pool import CpuPool
 from serving.processes import ProcessId
 
