@@ -71,7 +71,9 @@ def pod_template(
 ) -> dict[str, Any]:
     """The pod template that a slot's Deployment of this candidate would have, rendered anew. Errors as of `render`."""
     occupant = Occupant(candidate=candidate, release="test", evidence=candidate.digest)
-    state = ReleaseState(model=model, environment=environment, phase=Phase.DEPLOYING, a=occupant)
+    state = ReleaseState(
+        model=model, environment=environment, phase=Phase.STABLE, a=occupant, stable=Slot.A
+    )
     name = slot_name(model, Slot.A)
     (deployment,) = (
         item
