@@ -210,6 +210,7 @@ def _outcome(
             "reason": reason,
             "evidence": evidence,
             "measurements": draft.measurements,
+            "compared_with": draft.stable.digest if draft.stable is not None else None,
             "stages": draft.stages,
         }
     )
