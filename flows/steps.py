@@ -66,8 +66,10 @@ def prepare(request: PrepareRequest) -> PrepareResult:
         prepared = intake.describe(revision, spec, source, source, [scan])
         return PrepareResult(prepared=prepared, stages=(fetched, scanned))
     model, quantized = intake.quantize_model(source, spec.quantization, spec.model)
-    rescan, rescanned = intake.scan_weights(model, policy.weights)
+    # Both read what is stored and nothing is measured meanwhile, so they may share the machine.
+    scanning = intake.scan_weights.submit(model, policy.weights)
     image_scan = intake.scan_image(model, policy.images)
+    rescan, rescanned = scanning.result()
     prepared = intake.describe(revision, spec, source, model, [scan, rescan, image_scan])
     stages = (fetched, scanned, quantized, rescanned)
     artifacts.publish_preparation(prepared, stages)
