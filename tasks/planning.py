@@ -18,7 +18,7 @@ from lockgate.domain.steps import Measurements, StoredModel
 from lockgate.errors import EnvironmentMissing
 from lockgate.settings import Settings
 from serving.engines.registry import engine
-from tasks import durations, measurement
+from tasks import durations, evaluating, measurement
 from tasks.intake import fetch_key, parsed_source, quantize_key, scan_key
 from tasks.measurement import measure_key
 from tasks.recorded import recorded
@@ -140,9 +140,9 @@ class _Predictions:
             "quantize": (120, "a small model without calibration", spec.quantization, None),
             "scan-weights": (10, "some hundred megabytes", None, None),
             measurement.SERVE: (45, "a small model, not compiled", None, hardware),
-            measurement.EVALUATE: (
+            evaluating.EVALUATE: (
                 0.1 * items, f"0.1 s for each of {items} items",
-                measurement.evaluation_work(spec.evaluation), hardware,
+                evaluating.evaluation_work(spec.evaluation), hardware,
             ),
             measurement.BENCHMARK: (
                 tokens / 25, f"{tokens} tokens at 25 a second",
@@ -201,11 +201,11 @@ def _measurement(
         key = measure_key(server, candidate, spec.evaluation, spec.benchmark)
         measured = recorded(records, key, Measurements)
         hardware = server.hardware(candidate.serving)
-        key = measurement.evaluation_key(candidate, spec.evaluation, hardware)
+        key = evaluating.evaluation_key(candidate, spec.evaluation, hardware)
         evaluated = measured or recorded(records, key, EvaluationEvidence)
     return [
         _step("serve", measured, "for evaluation and benchmark", predict(measurement.SERVE)),
-        _step("evaluate", evaluated, tasks, predict(measurement.EVALUATE)),
+        _step("evaluate", evaluated, tasks, predict(evaluating.EVALUATE)),
         _step("benchmark", measured, profiles, predict(measurement.BENCHMARK)),
     ]
 
