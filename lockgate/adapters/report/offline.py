@@ -82,7 +82,7 @@ def _draw_score(plot: Axes, place: float, row: EvaluationRow) -> None:
     colour = _DECIDED.get(row.decision, canvas.MUTED)
     limit = row.floor if row.stable is None else row.stable - row.margin
     if limit is not None:
-        plot.plot([limit, limit], [place - 0.25, place + 0.25], color=canvas.FAIL, linewidth=1.5)
+        plot.plot([limit, limit], [place - 0.18, place + 0.18], color=canvas.FAIL, linewidth=1.5)
     if row.stable is not None:
         plot.plot([row.stable], [place], "o", color=canvas.STABLE, markersize=7)
         low, high = row.interval or (None, None)
