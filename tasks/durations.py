@@ -59,8 +59,9 @@ def predicted(
 ) -> Predicted:
     """Seconds that the step will take; `default` for `reason` where it never ran on this hardware."""
     hardware = hardware or here()
-    same = _runs(records, _key(step, hardware, work)) if work is not None else []
-    return predict(same, _runs(records, _key(step, hardware, None)), default, reason)
+    every = _runs(records, _key(step, hardware, None))
+    same = every if work is None else _runs(records, _key(step, hardware, work))
+    return predict(same, every, default, reason)
 
 
 def _key(step: str, hardware: Digest, work: Any) -> Digest:

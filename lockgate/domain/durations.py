@@ -23,8 +23,8 @@ def predict(
     `same`: of the very work; `similar`: of the step with other work, taken where there are none of the same. The median of
     the runs: one that was disturbed counts little. `default` for `reason` where there is no run at all.
     """
-    for runs, what in ((same, "of the same work"), (similar, "with other work")):
+    for runs, what in ((same, ""), (similar, " with other work")):
         if runs:
             count = f"{len(runs)} earlier run{'s' if len(runs) > 1 else ''}"
-            return Predicted(seconds=float(median(runs)), basis=f"median of {count} {what}")
+            return Predicted(seconds=float(median(runs)), basis=f"median of {count}{what}")
     return Predicted(seconds=default, basis=f"no earlier run: {reason}")
