@@ -45,7 +45,8 @@ class World:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def _evidence(tasks: list[Scores]) -> EvaluationEvidence:
+def _evidence(tasks: list[Scores], size: int | None = None) -> EvaluationEvidence:
+    """`size` items in a row are about one document; None: every item stands alone."""
     return EvaluationEvidence(
         subject=NOWHERE,
         suite=NOWHERE,
@@ -55,7 +56,12 @@ def _evidence(tasks: list[Scores]) -> EvaluationEvidence:
                 task=f"task{t}",
                 metric="m",
                 score=float(scores.mean()),
-                items=tuple(ItemScore(item=str(k), score=float(s)) for k, s in enumerate(scores)),
+                items=tuple(
+                    ItemScore(
+                        item=f"{k:04}", score=float(s), cluster=str(k // size) if size else None
+                    )
+                    for k, s in enumerate(scores)
+                ),
             )
             for t, scores in enumerate(tasks)
         ),
@@ -73,6 +79,24 @@ def _answers(
     return candidate.astype(float), stable.astype(float)
 
 
+def _by_document(
+    random: Random,
+    documents: int,
+    size: int,
+    right: float,
+    swapped: float,
+    loss: float,
+    whole: bool,
+) -> tuple[Scores, Scores]:
+    """As `_answers`, but stable's right answers come by document, and with `whole` the candidate loses whole documents."""
+    easy = np.repeat(random.beta(4 * right, 4 * (1 - right), documents), size)
+    stable = random.random(documents * size) < easy
+    unit = np.repeat(random.random(documents), size) if whole else random.random(documents * size)
+    lost = (unit < loss / right) | (random.random(documents * size) < swapped / right)
+    gained = random.random(documents * size) < swapped / (1 - right)
+    return np.where(stable, ~lost, gained).astype(float), stable.astype(float)
+
+
 def _graded(random: Random, items: int, spread: float, loss: float) -> tuple[Scores, Scores]:
     """Scores between 0 and 1 (overlap with a reference, say) with noise of their own."""
     base = random.beta(5, 2, items)
@@ -82,7 +106,10 @@ def _graded(random: Random, items: int, spread: float, loss: float) -> tuple[Sco
 
 def evaluation_worlds() -> Iterator[World]:
     def judged(
-        draw: Callable[[Random, float], tuple[Scores, Scores]], margin: float, losses: list[float]
+        draw: Callable[[Random, float], tuple[Scores, Scores]],
+        margin: float,
+        losses: list[float],
+        size: int | None = None,
     ) -> Callable[[Random], Decision]:
         spec = EvaluationSpec(
             tasks=tuple(
@@ -94,7 +121,7 @@ def evaluation_worlds() -> Iterator[World]:
         def once(random: Random) -> Decision:
             pairs = [draw(random, loss) for loss in losses]
             return evaluation_gate(
-                spec, _evidence([c for c, _ in pairs]), _evidence([s for _, s in pairs])
+                spec, _evidence([c for c, _ in pairs], size), _evidence([s for _, s in pairs], size)
             ).decision
 
         return once
@@ -134,6 +161,31 @@ def evaluation_worlds() -> Iterator[World]:
     yield World("evaluation", "A/A, three tasks, margin 0.10, 200 items each", "fail <= 0.05",
                 judged(three, 0.1, [0.0, 0.0, 0.0]))  # fmt: skip
 
+    for documents, size, right, swapped, whole in (
+        (33, 3, 0.7, 0.02, True), (33, 3, 0.7, 0.02, False), (33, 3, 0.9, 0.0, True), (60, 4, 0.8, 0.03, True),
+    ):  # fmt: skip
+
+        def clustered(
+            random: Random,
+            loss: float,
+            documents: int = documents,
+            size: int = size,
+            right: float = right,
+            swapped: float = swapped,
+            whole: bool = whole,
+        ) -> tuple[Scores, Scores]:
+            return _by_document(random, documents, size, right, swapped, loss, whole)
+
+        how = "lost by whole documents" if whole else "lost one by one"
+        about = f"{documents} documents of {size} items, stable right {right:.0%}, {2 * swapped:.0%} differ by chance"
+        at = "pass <= 0.05, fail <= 0.05"
+        yield World("evaluation", f"exactly at the margin 0.10, {how}; {about}", at,
+                    judged(clustered, 0.1, [0.1], size))  # fmt: skip
+        yield World("evaluation", f"A/A, margin 0.10; {about}", "fail <= 0.05",
+                    judged(clustered, 0.1, [0.0], size))  # fmt: skip
+        yield World("evaluation", f"loses 0.30, margin 0.10, {how}; {about}", "",
+                    judged(clustered, 0.1, [0.3], size))  # fmt: skip
+
     def graded(random: Random, loss: float) -> tuple[Scores, Scores]:
         return _graded(random, 100, 0.1, loss)
 
@@ -163,8 +215,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--gate", choices=("evaluation", "benchmark"), help="this one alone")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--gate", choices=("evaluation", "benchmark"))
     chosen = parser.parse_args(arguments)
     if not chosen.json:
         print(

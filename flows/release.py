@@ -44,14 +44,21 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     if not supply.may_be_served(screened):
         return releasing.refuse(draft, screened)
     prepared = releasing.with_manifests_scanned(spec, prepared, candidate, policy)
+    templates = releasing.describe_test_pods(spec, candidate, draft.stable)
     measured = run_step(
-        measure, MeasureRequest(candidate=candidate, spec=spec, stable=draft.stable), MeasureResult
+        measure,
+        MeasureRequest(
+            candidate=candidate, spec=spec, stable=draft.stable, pod_templates=templates
+        ),
+        MeasureResult,
     )
-    draft = draft.with_stages(measured.stage)
+    draft = releasing.with_measurements(draft, measured.measured.measurements, measured.stage)
     baseline = None
     if draft.stable is not None:
         baseline = run_step(
-            measure, MeasureRequest(candidate=draft.stable, spec=spec), MeasureResult
+            measure,
+            MeasureRequest(candidate=draft.stable, spec=spec, pod_templates=templates),
+            MeasureResult,
         )
     gates = supply.decide_gates(
         spec, policy, candidate, prepared, measured.measured,

@@ -6,7 +6,10 @@ called directly on a laptop, and by `run_deployment` on its own work pool where 
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
+from pydantic import Field
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
@@ -15,7 +18,7 @@ from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.steps import MeasuredBeside, PreparedModel, StageSeconds
-from tasks import intake, measurement, supply
+from tasks import artifacts, intake, measurement, supply
 from tasks.recorded import handed_over
 
 
@@ -34,6 +37,8 @@ class MeasureRequest(Frozen):
     spec: ReleaseSpec
     stable: Candidate | None = None
     """To be put under load in turn with the candidate."""
+    pod_templates: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of the slots, by candidate digest, where candidates are served for tests in a cluster: this step does not read Git."""
 
 
 class MeasureResult(Frozen):
@@ -68,10 +73,13 @@ def prepare(request: PrepareRequest) -> PrepareResult:
             "prepare", request, PrepareResult(prepared=prepared, stages=(fetched, scanned))
         )
     made, quantized = intake.quantize_model(source, spec)
-    rescan, rescanned = intake.scan_weights(made.model, policy.weights)
+    # Both read what is stored and nothing is measured meanwhile, so they may share the machine.
+    scanning = intake.scan_weights.submit(made.model, policy.weights)
     image_scan = intake.scan_image(made.model, policy.images)
+    rescan, rescanned = scanning.result()
     prepared = intake.describe(revision, spec, source, made, [scan, rescan, image_scan])
     stages = (fetched, scanned, quantized, rescanned)
+    artifacts.publish_preparation(prepared, stages)
     return handed_over("prepare", request, PrepareResult(prepared=prepared, stages=stages))
 
 
@@ -79,7 +87,11 @@ def prepare(request: PrepareRequest) -> PrepareResult:
 def measure(request: MeasureRequest) -> MeasureResult:
     """Serve, evaluate, benchmark: in turn with stable where there is one."""
     measured, stage = measurement.measure_candidate(
-        request.candidate, request.spec.evaluation, request.spec.benchmark, request.stable
+        request.candidate,
+        request.spec.evaluation,
+        request.spec.benchmark,
+        request.stable,
+        request.pod_templates,
     )
     return handed_over("measure", request, MeasureResult(measured=measured, stage=stage))
 

@@ -32,6 +32,14 @@ class Settings(BaseSettings):
     """GitOps remote. None: the workspace's own bare repository."""
     branch: str = "main"
     cluster: Literal["local", "kubernetes"] = "local"
+    test_server: Literal["process", "kubernetes"] = "process"
+    """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
+    test_namespace: str = "lockgate-tests"
+    """Namespace of those Jobs: nothing else runs there."""
+    test_node_selector: dict[str, str] = {}
+    """Labels (JSON) of the nodes that they run on: the hardware that measurements are looked up by."""
+    test_address: str = "http://{name}.{namespace}.svc:{port}"
+    """How the measuring machine reaches their Services."""
     signing_key: Path | None = None
     """PEM key file. None: the workspace's own key."""
     signing_key_passphrase: SecretStr | None = None

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lockgate.domain import cost, load, policy, spec
+from lockgate.domain.evidence_schema import json_schema
 from lockgate.domain.images import ImageRef
 from lockgate.settings import Settings
 
@@ -200,6 +201,12 @@ def main() -> int:
             stale.append(page.name)
             if not check:
                 page.write_text(made)
+    schema = DOCS / "evidence.schema.json"
+    made = json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
+    if not schema.exists() or schema.read_text() != made:
+        stale.append(schema.name)
+        if not check:
+            schema.write_text(made)
     if stale and check:
         sys.stderr.write(f"out of date: {', '.join(stale)}: run scripts/make_spec_reference.py\n")
         return 1

@@ -1,4 +1,4 @@
-"""A candidate's server for evaluation and benchmark: up, measured, gone.
+"""A candidate's server for evaluation and benchmark as a process on this machine: up, measured, gone.
 
 The server is the real engine with the candidate's own arguments. It runs below `serving.supervisor`, which ends it when
 this process leaves the context, crashes or is killed.
@@ -13,21 +13,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 
-from lockgate.domain.evidence import Fingerprint
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.images import ImageRef
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError
 from serving import hardware
+from serving.candidate_server import Endpoint
 from serving.engines.base import Engine
 from serving.engines.registry import engine as engine_named
 from serving.local.cpu_pool import Cores, CpuPool
 from serving.ports import LOOPBACK, PortReservation
-from serving.smoke import smoke_generation
+from serving.smoke import smoke_generation, warm_up
 
 #: What a local server may see of this process's environment, beside what its manifest says.
 PASSED_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")  # fmt: skip
@@ -37,22 +39,31 @@ _POLL_SECONDS = 0.25
 _LOG_TAIL_BYTES = 4000
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A server that is up and has answered. `base_url` has no trailing `/v1`."""
+class ProcessServer:
+    """Serves candidates as processes of the engine in the environment that `python` names when the first one is served.
+    `model_directory` gives the files of a model image; `cores` lends the processor cores (default: any that are free)."""
 
-    base_url: str
-    model_name: str
-    pid: int
-    """Of the supervising process; the server is its only child."""
-    fingerprint: Fingerprint
-    log: Path
-    exclusive_cores: bool
-    """Whether no other server of this user's pool ran on the same cores when this one started."""
+    def __init__(
+        self,
+        python: Callable[[], Path],
+        model_directory: Callable[[ImageRef], Path],
+        cores: Cores | None = None,
+    ) -> None:
+        self._python = python
+        self._model_directory = model_directory
+        self._cores = cores
 
-    @property
-    def metrics_url(self) -> str:
-        return f"{self.base_url}/metrics"
+    def hardware(self, serving: ServingSpec) -> Digest:
+        return hardware.hardware_digest(serving.resources.cpu)
+
+    def serve(
+        self, candidate: Candidate, *, log_path: Path
+    ) -> contextlib.AbstractContextManager[Endpoint]:
+        """See `CandidateServer.serve`."""
+        return serve(
+            self._model_directory(candidate.model), candidate.serving, python=self._python(),
+            log_path=log_path, cpu_pool=self._cores,
+        )  # fmt: skip
 
 
 def base_environment() -> dict[str, str]:
@@ -96,7 +107,7 @@ def serve(
 ) -> Iterator[Endpoint]:
     """Serves the model in `candidate_dir` with `python`'s engine until the context ends.
 
-    Yields when the server is healthy and has given a sensible answer. `ServingError`, with the end of the log, if it
+    Yields when the server is healthy, has given a sensible answer and is warm. `ServingError`, with the end of the log, if it
     dies, does not become healthy within `ready_seconds`, answers nonsense, or `port` (default: any free one) is taken.
     """
     engine = engine or engine_named(serving.engine)
@@ -137,12 +148,13 @@ def serve(
         _wait_healthy(base_url + engine.health_path, process, log_path, ready_seconds)
         try:
             smoke_generation(base_url, serving.served_model_name, timeout_seconds=ready_seconds)
+            warm_up(base_url, serving.served_model_name)
         except ServingError as error:
             raise ServingError(
                 f"{error.message}\n{log_tail(log_path)}", hint=error.hint, log=log_path
             ) from error
         yield Endpoint(
-            base_url, serving.served_model_name, process.pid, prints, log_path, lease.exclusive
+            base_url, serving.served_model_name, prints, log_path, lease.exclusive, process.pid
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,34 @@ def smoke_generation(
                 hint="the weights, their quantization or the chat template are broken",
             )
     return SmokeAnswer(completion, chat)
+
+
+WARM_UP_REQUESTS = 4
+
+
+def warm_up(base_url: str, model: str, *, timeout_seconds: float = 120.0) -> None:
+    """Requests whose answers nobody looks at, so that no measured one pays for what an engine does only once: a batch of
+    several sequences, and log-probabilities of a prompt, of which the first takes seconds.
+
+    An engine that refuses a kind of request (status 4xx) has nothing to be warmed there. `ServingError` if it breaks off.
+    """
+    sampling: dict[str, Any] = {"model": model, "max_tokens": 8, "temperature": 0}
+    bodies = [{**sampling, "prompt": f"{PROMPT} {k}"} for k in range(WARM_UP_REQUESTS)]
+    bodies.append({**sampling, "max_tokens": 1, "prompt": PROMPT, "echo": True, "logprobs": 1})
+    with (
+        httpx.Client(base_url=base_url, timeout=timeout_seconds, trust_env=False) as client,
+        ThreadPoolExecutor(len(bodies)) as pool,
+    ):
+        try:
+            for response in pool.map(
+                lambda body: client.post("/v1/completions", json=body), bodies
+            ):
+                if response.status_code >= 500:
+                    raise ServingError(
+                        f"a warm-up request got {response.status_code}: {response.text[:500]}"
+                    )
+        except httpx.HTTPError as error:
+            raise ServingError(f"a warm-up request failed: {error!r}") from error
 
 
 def _answer(client: httpx.Client, path: str, body: dict[str, Any]) -> str | None:

@@ -158,7 +158,12 @@ def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedMod
     key = quantize_key(workspace, source, recipe, calibration, spec.model)
     usable = _stored(workspace)
     return find_or_make(
-        workspace.records, key, QuantizedModel, make, usable=lambda made: usable(made.model)
+        workspace.records,
+        key,
+        QuantizedModel,
+        make,
+        usable=lambda made: usable(made.model),
+        work=recipe,
     )
 
 

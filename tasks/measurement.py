@@ -6,29 +6,39 @@ Holds no signing key and no Git token.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate import environments
-from lockgate.adapters import benchmark, evaluation
+from lockgate.adapters import benchmark
 from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.spec import BenchmarkSpec, EvaluationSpec
 from lockgate.domain.steps import MeasuredBeside, Measurements, StageSeconds, StepKey
 from lockgate.errors import ServingError
-from serving import ephemeral
-from serving.ephemeral import Endpoint
-from serving.hardware import hardware_digest, no_room_for
-from serving.local.cpu_pool import CpuPool, SharedCores
-from tasks.progress import progress
+from serving.candidate_server import CandidateServer, Endpoint
+from serving.hardware import no_room_for
+from serving.local.cpu_pool import Cores, CpuPool, SharedCores
+from tasks import artifacts, durations
+from tasks.evaluating import evaluate_endpoint, evaluation_work
+from tasks.progress import Report, progress
 from tasks.recorded import find_or_make, recorded
 from tasks.workspace import Workspace
 
 MEASURE_VERSION = 2
 COMPARE_VERSION = 1
+
+SERVE, BENCHMARK = "serve", "benchmark"
+"""Parts of a measurement, as their durations are remembered."""
 
 
 @task(name="measure-candidate", cache_policy=NO_CACHE)
@@ -37,103 +47,171 @@ def measure_candidate(
     evaluation_spec: EvaluationSpec,
     benchmark_spec: BenchmarkSpec,
     stable: Candidate | None = None,
+    pod_templates: Mapping[str, dict[str, Any]] | None = None,
 ) -> tuple[MeasuredBeside, StageSeconds]:
     """Evaluation and benchmark of a candidate, once: the same candidate measured the same way is looked up.
 
     With `stable`, both are put under load in turn on the same cores; that too is looked up, by both. Where the two cannot be
-    up at once the candidate is measured alone and the result says why.
+    up at once the candidate is measured alone and the result says why. `pod_templates` are the slots', by candidate digest,
+    where candidates are served for tests in a cluster.
     """
-    workspace = Workspace.current()
-    key = measure_key(candidate, evaluation_spec, benchmark_spec)
-    if stable is None or stable.digest == candidate.digest:
+    measuring = _Measuring(
+        Workspace.current(), candidate, evaluation_spec, benchmark_spec, pod_templates or {}
+    )
+    measured, stage = measuring.alone() if stable is None else measuring.beside(stable)
+    artifacts.publish_evaluation(measured.measurements.evaluation)
+    artifacts.publish_benchmark(measured.measurements.benchmark)
+    return measured, stage
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """One candidate's measurements, looked up or made."""
+
+    workspace: Workspace
+    candidate: Candidate
+    evaluation: EvaluationSpec
+    benchmark: BenchmarkSpec
+    pod_templates: Mapping[str, dict[str, Any]]
+
+    def server(self, candidate: Candidate, cores: Cores | None = None) -> CandidateServer:
+        return self.workspace.candidate_server(self.pod_templates.get(str(candidate.digest)), cores)
+
+    @cached_property
+    def hardware(self) -> Digest:
+        return self.server(self.candidate).hardware(self.candidate.serving)
+
+    @property
+    def key(self) -> StepKey:
+        return measure_key(
+            self.server(self.candidate), self.candidate, self.evaluation, self.benchmark
+        )
+
+    @property
+    def logs(self) -> Path:
+        directory = self.workspace.layout.logs / f"measure-{self.candidate.digest.short}"
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def alone(self) -> tuple[MeasuredBeside, StageSeconds]:
         found, stage = find_or_make(
-            workspace.records, key, Measurements,
-            lambda: _measure(workspace, candidate, evaluation_spec, benchmark_spec).measurements,
+            self.workspace.records, self.key, Measurements, lambda: self.make(None).measurements,
+            hardware=self.hardware,
         )  # fmt: skip
         return MeasuredBeside(measurements=found), stage
 
-    def make() -> MeasuredBeside:
-        earlier = recorded(workspace.records, key, Measurements)
-        made = _measure(
-            workspace, candidate, evaluation_spec, benchmark_spec, stable=stable, earlier=earlier
+    def beside(self, stable: Candidate) -> tuple[MeasuredBeside, StageSeconds]:
+        if stable.digest == self.candidate.digest:
+            return self.alone()
+        records = self.workspace.records
+
+        def make() -> MeasuredBeside:
+            earlier = recorded(records, self.key, Measurements)
+            apart = self.no_room_for(stable)
+            if apart and earlier:
+                return MeasuredBeside(measurements=earlier, apart=_why(apart))
+            made = self.make(None if apart else stable)
+            if earlier is None:
+                value = {"key": self.key.to_data(), "result": made.measurements.to_data()}
+                records.record(self.key.content_digest(), value)
+            return made.model_copy(update={"apart": _why(apart)}) if apart else made
+
+        key = compare_key(
+            self.server(self.candidate), self.candidate, stable, self.evaluation, self.benchmark
         )
-        if earlier is None:
-            value = {"key": key.to_data(), "result": made.measurements.to_data()}
-            workspace.records.record(key.content_digest(), value)
-        return made
-
-    return find_or_make(
-        workspace.records, compare_key(candidate, stable, evaluation_spec, benchmark_spec),
-        MeasuredBeside, make, usable=lambda result: result.comparison is not None,
-    )  # fmt: skip
-
-
-def _measure(
-    workspace: Workspace,
-    candidate: Candidate,
-    evaluation_spec: EvaluationSpec,
-    benchmark_spec: BenchmarkSpec,
-    *,
-    stable: Candidate | None = None,
-    earlier: Measurements | None = None,
-) -> MeasuredBeside:
-    """Stable's server starts while the candidate is evaluated, which no clock measures."""
-    apart = stable and no_room_for([candidate.serving, stable.serving])
-    if apart and earlier:
-        return MeasuredBeside(measurements=earlier, apart=_why(apart))
-    directory = workspace.materialise(workspace.stored_model(candidate.model))
-    logs = workspace.layout.logs / f"measure-{candidate.digest.short}"
-    logs.mkdir(parents=True, exist_ok=True)
-    python = environments.environment_python("serving")
-    servings = [candidate.serving, *([stable.serving] if stable else [])]
-    with contextlib.ExitStack() as stack:
-        evaluating = stack.enter_context(progress(f"evaluate {candidate.digest.short}"))
-        benching = stack.enter_context(progress(f"benchmark {candidate.digest.short}"))
-        lease = stack.enter_context(CpuPool().acquire(max(s.resources.cpu for s in servings)))
-        cores = SharedCores(lease)
-        endpoint = stack.enter_context(
-            ephemeral.serve(
-                directory, candidate.serving, python=python, log_path=logs / "vllm.log",
-                cpu_pool=cores,
-            )
+        return find_or_make(
+            records, key, MeasuredBeside, make, hardware=self.hardware,
+            usable=lambda result: result.comparison is not None,
         )  # fmt: skip
-        subject = benchmark.Subject(candidate.digest, endpoint, endpoint.fingerprint)
-        starting: Future[Endpoint] | None = None
-        if stable is not None and not apart:
-            other = workspace.materialise(workspace.stored_model(stable.model))
-            opened = ephemeral.serve(
-                other, stable.serving, python=python, log_path=logs / "stable-vllm.log",
-                cpu_pool=cores,
-            )  # fmt: skip
-            starting = stack.enter_context(_started_beside(opened))
-        scores: EvaluationEvidence = (
-            earlier.evaluation if earlier else evaluation.evaluate(
-                endpoint.base_url, endpoint.model_name, evaluation_spec,
-                subject=candidate.digest, log_dir=logs / "evaluation", progress=evaluating,
+
+    def no_room_for(self, stable: Candidate) -> str | None:
+        """Why the two cannot be up at once. In a cluster the scheduler says so, and a Job that stays pending."""
+        if self.workspace.settings.test_server != "process":
+            return None
+        return no_room_for([self.candidate.serving, stable.serving])
+
+    def make(self, stable: Candidate | None) -> MeasuredBeside:
+        """Stable's server starts while the candidate is evaluated, which no clock measures."""
+        servings = [c.serving for c in (self.candidate, stable) if c is not None]
+        apart: str | None = None
+        with contextlib.ExitStack() as stack:
+            evaluating = stack.enter_context(progress(f"evaluate {self.candidate.digest.short}"))
+            benching = stack.enter_context(progress(f"benchmark {self.candidate.digest.short}"))
+            lease = stack.enter_context(CpuPool().acquire(max(s.resources.cpu for s in servings)))
+            cores = SharedCores(lease)
+            started = time.monotonic()
+            server = self.server(self.candidate, cores)
+            endpoint = stack.enter_context(
+                server.serve(self.candidate, log_path=self.logs / "vllm.log")
             )
-        )  # fmt: skip
-        if stable is not None and starting is not None:
-            try:
-                beside = starting.result()
-            except ServingError as error:
-                apart = f"stable could not be served beside the candidate: {error.message}"
-            else:
-                measured = benchmark.compare(
-                    subject, benchmark.Subject(stable.digest, beside, beside.fingerprint),
-                    benchmark_spec, serving_python=python, model_dir=directory,
-                    log_dir=logs / "benchmark", progress=benching,
-                )  # fmt: skip
-                measurements = Measurements(
-                    candidate=candidate, evaluation=scores, benchmark=measured.candidate
+            self.remember(SERVE, time.monotonic() - started)
+            starting: Future[Endpoint] | None = None
+            if stable is not None:
+                opened = self.server(stable, cores).serve(
+                    stable, log_path=self.logs / "stable-vllm.log"
                 )
-                return MeasuredBeside(measurements=measurements, comparison=measured.comparison)
-        load = benchmark.benchmark(
-            endpoint, benchmark_spec, subject=candidate.digest, fingerprint=endpoint.fingerprint,
-            serving_python=python, model_dir=directory, log_dir=logs / "benchmark",
-            progress=benching,
+                starting = stack.enter_context(_started_beside(opened))
+            scores = evaluate_endpoint(
+                self.workspace, self.candidate, self.evaluation, endpoint, self.logs / "evaluation",
+                hardware=self.hardware, progress=evaluating,
+            )  # fmt: skip
+            if stable is not None and starting is not None:
+                try:
+                    other = starting.result()
+                except ServingError as error:
+                    apart = f"stable could not be served beside the candidate: {error.message}"
+                else:
+                    return self.compare(endpoint, stable, other, scores, benching)
+            load = benchmark.benchmark(
+                endpoint, self.benchmark, subject=self.candidate.digest,
+                fingerprint=endpoint.fingerprint, **self.generator, progress=benching,
+            )  # fmt: skip
+            self.remember(BENCHMARK, load.seconds, benchmark_work(self.benchmark))
+        measurements = Measurements(candidate=self.candidate, evaluation=scores, benchmark=load)
+        return MeasuredBeside(measurements=measurements, apart=_why(apart) if apart else None)
+
+    def compare(
+        self,
+        endpoint: Endpoint,
+        stable: Candidate,
+        other: Endpoint,
+        scores: EvaluationEvidence,
+        report: Report,
+    ) -> MeasuredBeside:
+        """Both under load in turn."""
+        started = time.monotonic()
+        measured = benchmark.compare(
+            benchmark.Subject(self.candidate.digest, endpoint, endpoint.fingerprint),
+            benchmark.Subject(stable.digest, other, other.fingerprint),
+            self.benchmark, **self.generator, progress=report,
         )  # fmt: skip
-    measurements = Measurements(candidate=candidate, evaluation=scores, benchmark=load)
-    return MeasuredBeside(measurements=measurements, apart=_why(apart) if apart else None)
+        self.remember(
+            BENCHMARK, time.monotonic() - started, benchmark_work(self.benchmark, in_turn=True)
+        )
+        measurements = Measurements(
+            candidate=self.candidate, evaluation=scores, benchmark=measured.candidate
+        )
+        return MeasuredBeside(measurements=measurements, comparison=measured.comparison)
+
+    @property
+    def generator(self) -> _Generator:
+        """What the load generator works with: it runs on this machine, wherever the servers do."""
+        return {
+            "serving_python": environments.environment_python("serving"),
+            "model_dir": self.workspace.materialise(
+                self.workspace.stored_model(self.candidate.model)
+            ),
+            "log_dir": self.logs / "benchmark",
+        }
+
+    def remember(self, step: str, seconds: float, work: Any = None) -> None:
+        durations.remember(self.workspace.records, step, seconds, work=work, hardware=self.hardware)
+
+
+class _Generator(TypedDict):
+    serving_python: Path
+    model_dir: Path
+    log_dir: Path
 
 
 @contextlib.contextmanager
@@ -150,33 +228,43 @@ def _why(apart: str) -> str:
     return f"candidate and stable were measured apart, {apart}"
 
 
+def benchmark_work(spec: BenchmarkSpec, *, in_turn: bool = False) -> dict[str, Any]:
+    """What load is sent. Limits and margins are the gate's business and left out."""
+    level = spec.service_level
+    return {
+        "profiles": benchmark.profile_identities(spec),
+        "service_level": level.to_data() if level else None,
+        **({"blocks": spec.blocks} if in_turn else {}),
+    }
+
+
 def measure_key(
-    candidate: Candidate, evaluation_spec: EvaluationSpec, benchmark_spec: BenchmarkSpec
+    server: CandidateServer,
+    candidate: Candidate,
+    evaluation_spec: EvaluationSpec,
+    benchmark_spec: BenchmarkSpec,
 ) -> StepKey:
     """What measurements depend on. Limits and margins are the gates' business: only what is run counts."""
-    level = benchmark_spec.service_level
     return StepKey(
         step="measure", version=MEASURE_VERSION,
         inputs={
             "candidate": candidate.digest,
-            "tasks": [[task.name, task.metric] for task in evaluation_spec.tasks],
-            "limit": evaluation_spec.limit,
-            "suite": evaluation.suite_digest(evaluation_spec),
-            "profiles": benchmark.profile_identities(benchmark_spec),
-            "service_level": level.to_data() if level else None,
-            "hardware": hardware_digest(candidate.serving.resources.cpu),
+            **evaluation_work(evaluation_spec),
+            **benchmark_work(benchmark_spec),
+            "hardware": server.hardware(candidate.serving),
         },
     )  # fmt: skip
 
 
 def compare_key(
+    server: CandidateServer,
     candidate: Candidate,
     stable: Candidate,
     evaluation_spec: EvaluationSpec,
     benchmark_spec: BenchmarkSpec,
 ) -> StepKey:
     """What the comparison of two candidates in turn depends on."""
-    alone = measure_key(candidate, evaluation_spec, benchmark_spec)
+    alone = measure_key(server, candidate, evaluation_spec, benchmark_spec)
     return StepKey(
         step="compare", version=COMPARE_VERSION,
         inputs={

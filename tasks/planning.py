@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lockgate import environments
 from lockgate.adapters import sources
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
-from lockgate.domain.evidence import ScanEvidence
+from lockgate.domain.digests import Digest
+from lockgate.domain.durations import Predicted
+from lockgate.domain.evidence import EvaluationEvidence, ScanEvidence
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.sources import ModelRevision
 from lockgate.domain.spec import Recipe, ReleaseSpec
@@ -16,8 +18,9 @@ from lockgate.domain.steps import MeasuredBeside, Measurements, QuantizedModel, 
 from lockgate.errors import EXIT_REFUSED, EnvironmentMissing, UsageError
 from lockgate.settings import Settings
 from serving.engines.registry import engine
+from tasks import durations, evaluating, measurement
 from tasks.intake import calibration_for, fetch_key, parsed_source, quantize_key, scan_key
-from tasks.measurement import compare_key, measure_key
+from tasks.measurement import benchmark_work, compare_key, measure_key
 from tasks.recorded import recorded
 from tasks.servability import look_ahead
 from tasks.workspace import Workspace
@@ -31,6 +34,8 @@ class PlannedStep(Frozen):
     step: str
     prospect: Prospect
     detail: str
+    predicted: Predicted | None = None
+    """Seconds that it will take; none for what is not going to be done."""
     exit_code: int = 0
     """What the release would end with at this step; 0 where nothing speaks against it."""
 
@@ -53,6 +58,11 @@ class Plan(Frozen):
         """That of the first step at which the release would end."""
         return next((step.exit_code for step in self.steps if step.exit_code), 0)
 
+    @property
+    def seconds(self) -> float:
+        """All steps that are to be done, one after the other."""
+        return sum(step.predicted.seconds for step in self.steps if step.predicted is not None)
+
     def as_text(self) -> str:
         """For the terminal."""
         width = max(len(step.step) for step in self.steps)
@@ -61,7 +71,11 @@ class Plan(Frozen):
             f"candidate: {self.candidate.digest if self.candidate else 'known once the model image is made'}",
             f"state: {self.state.phase}, generation {self.state.generation}",
         ]
-        lines += [f"  {s.step:<{width}}  {s.prospect:<10}  {s.detail}" for s in self.steps]
+        for s in self.steps:
+            took = f"{s.predicted.seconds:.0f} s" if s.predicted is not None else ""
+            basis = f" ({s.predicted.basis})" if s.predicted is not None else ""
+            lines.append(f"  {s.step:<{width}}  {s.prospect:<10}  {took:>7}  {s.detail}{basis}")
+        lines.append(f"together: {self.seconds:.0f} s")
         return "\n".join(lines)
 
 
@@ -83,35 +97,90 @@ def plan_release(spec: ReleaseSpec) -> Plan:
     )
     revision = sources.resolve(parsed_source(spec.source))
     steps: list[PlannedStep] = []
+    predict = _Predictions(workspace, spec)
 
     source = recorded(workspace.records, fetch_key(workspace, revision, spec.model), StoredModel)
-    steps.append(_step("fetch", source, f"{revision}"))
-    model, step = _quantization(workspace, spec, revision, source)
+    steps.append(_step("fetch", source, f"{revision}", predict("fetch")))
+    model, step = _quantization(workspace, spec, revision, source, predict)
     steps.append(step)
     scan = None
     if model is not None:
         scan = recorded(workspace.records, scan_key(model, policy.weights), ScanEvidence)
-    steps.append(_step("scan", scan, f"scanners {', '.join(policy.weights.scanners)}"))
+    steps.append(
+        _step(
+            "scan", scan, f"scanners {', '.join(policy.weights.scanners)}", predict("scan-weights")
+        )
+    )
 
     candidate = None
     if model is not None:
         runtime = spec.runtime or workspace.local_runtime(spec.serving.engine)
         candidate = Candidate(model=model.image, runtime=runtime, serving=spec.serving)
     stable = state.occupant(state.stable) if state.stable is not None else None
-    steps.append(_measurement(workspace, spec, candidate, stable.candidate if stable else None))
-    steps += _rollout(spec, state, candidate)
+    steps += _measurement(workspace, spec, candidate, predict, stable.candidate if stable else None)
+    if stable is not None and (candidate is None or stable.candidate.digest != candidate.digest):
+        for step in _measurement(workspace, spec, stable.candidate, predict):
+            steps.append(step.model_copy(update={"step": f"{step.step} (stable)"}))
+    steps += _rollout(spec, state, candidate, predict)
     return Plan(
         model=spec.model, environment=spec.environment, revision=revision, candidate=candidate,
         state=state, steps=tuple(steps),
     )  # fmt: skip
 
 
-def _step(name: str, found: object | None, detail: str) -> PlannedStep:
-    return PlannedStep(step=name, prospect="done" if found else "to do", detail=detail)
+class _Predictions:
+    """Seconds of the steps of one spec on this hardware."""
+
+    def __init__(self, workspace: Workspace, spec: ReleaseSpec) -> None:
+        self.workspace = workspace
+        self.server = workspace.candidate_server()
+        hardware = self.server.hardware(spec.serving)
+        profiles = spec.benchmark.profiles
+        tokens = sum(p.expected_output_tokens for p in profiles)
+        items = sum(spec.evaluation.limit or 150 for _ in spec.evaluation.tasks)
+        rollout = sum(s.min_seconds for s in spec.canary.steps) + spec.canary.bake_seconds
+        self._known: dict[str, tuple[float, str, Any, Digest | None]] = {
+            "fetch": (30, "a few hundred megabytes from near by", None, None),
+            "quantize": (120, "a small model without calibration", spec.quantization, None),
+            "scan-weights": (10, "some hundred megabytes", None, None),
+            measurement.SERVE: (45, "a small model, not compiled", None, hardware),
+            evaluating.EVALUATE: (
+                0.1 * items, f"0.1 s for each of {items} items",
+                evaluating.evaluation_work(spec.evaluation), hardware,
+            ),
+            measurement.BENCHMARK: (
+                tokens / 25, f"{tokens:.0f} tokens at 25 a second",
+                measurement.benchmark_work(spec.benchmark), hardware,
+            ),
+            "canary": (
+                rollout, "the shortest time of every step, and the bake", spec.canary.to_data(), None,
+            ),
+            "deploy": (60, "as long as a small model loads", None, None),
+        }  # fmt: skip
+
+    def __call__(self, step: str, work: Any = None) -> Predicted:
+        """`work`: where it is another than the spec alone says."""
+        default, reason, known, hardware = self._known[step]
+        work = known if work is None else work
+        return durations.predicted(
+            self.workspace.records, step, default=default, reason=reason, work=work, hardware=hardware
+        )  # fmt: skip
+
+
+def _step(
+    name: str, found: object | None, detail: str, predicted: Predicted | None = None
+) -> PlannedStep:
+    if found:
+        return PlannedStep(step=name, prospect="done", detail=detail)
+    return PlannedStep(step=name, prospect="to do", detail=detail, predicted=predicted)
 
 
 def _quantization(
-    workspace: Workspace, spec: ReleaseSpec, revision: ModelRevision, source: StoredModel | None
+    workspace: Workspace,
+    spec: ReleaseSpec,
+    revision: ModelRevision,
+    source: StoredModel | None,
+    predict: _Predictions,
 ) -> tuple[StoredModel | None, PlannedStep]:
     """What is released, where it is there already, and the step that makes it; impossible where it could not be served."""
     recipe = spec.quantization
@@ -128,38 +197,63 @@ def _quantization(
     detail = "; ".join(filter(None, (f"recipe {recipe}", outlook.as_text())))
     if recipe is Recipe.NONE:
         return source, PlannedStep(step="quantize", prospect="not needed", detail=detail)
+    predicted = predict("quantize")
     if source is None:
-        return None, _step("quantize", None, detail)
+        return None, _step("quantize", None, detail, predicted)
     key = quantize_key(workspace, source, recipe, calibration, spec.model)
     made = recorded(workspace.records, key, QuantizedModel)
-    return made.model if made is not None else None, _step("quantize", made, detail)
+    return made.model if made is not None else None, _step("quantize", made, detail, predicted)
 
 
 def _measurement(
-    workspace: Workspace, spec: ReleaseSpec, candidate: Candidate | None, stable: Candidate | None
-) -> PlannedStep:
+    workspace: Workspace,
+    spec: ReleaseSpec,
+    candidate: Candidate | None,
+    predict: _Predictions,
+    stable: Candidate | None = None,
+) -> list[PlannedStep]:
+    """Serving, evaluation and benchmark of a candidate; `stable`: beside it, in turn."""
     tasks = ", ".join(task.name for task in spec.evaluation.tasks)
     profiles = ", ".join(profile.name for profile in spec.benchmark.profiles)
-    detail = f"evaluation {tasks}; benchmark {profiles}{', in turn with stable' if stable else ''}"
+    in_turn = stable is not None and (candidate is None or stable.digest != candidate.digest)
+    if in_turn:
+        profiles += ", in turn with stable"
     try:
+        # The load generator runs there, wherever the server does.
         environments.environment_python("serving")
     except EnvironmentMissing as error:
-        return PlannedStep(
-            step="measure", prospect="impossible", detail=error.diagnostics(),
-            exit_code=error.exit_code,
-        )  # fmt: skip
-    if candidate is None:
-        return PlannedStep(step="measure", prospect="to do", detail=detail)
-    if stable is not None and stable.digest != candidate.digest:
-        key = compare_key(candidate, stable, spec.evaluation, spec.benchmark)
-        beside = recorded(workspace.records, key, MeasuredBeside)
-        return _step("measure", beside and beside.comparison, detail)
-    key = measure_key(candidate, spec.evaluation, spec.benchmark)
-    return _step("measure", recorded(workspace.records, key, Measurements), detail)
+        return [
+            PlannedStep(
+                step="measure", prospect="impossible", detail=error.diagnostics(),
+                exit_code=error.exit_code,
+            )
+        ]  # fmt: skip
+    evaluated: object | None = None
+    measured: object | None = None
+    if candidate is not None:
+        server, records = predict.server, workspace.records
+        key = measure_key(server, candidate, spec.evaluation, spec.benchmark)
+        found = recorded(records, key, Measurements)
+        measured = found
+        if stable is not None and in_turn:
+            key = compare_key(server, candidate, stable, spec.evaluation, spec.benchmark)
+            beside = recorded(records, key, MeasuredBeside)
+            measured = beside and beside.comparison
+        hardware = server.hardware(candidate.serving)
+        key = evaluating.evaluation_key(candidate, spec.evaluation, hardware)
+        evaluated = found or recorded(records, key, EvaluationEvidence)
+    return [
+        _step("serve", measured, "for evaluation and benchmark", predict(measurement.SERVE)),
+        _step("evaluate", evaluated, tasks, predict(evaluating.EVALUATE)),
+        _step(
+            "benchmark", measured, profiles,
+            predict(measurement.BENCHMARK, benchmark_work(spec.benchmark, in_turn=in_turn)),
+        ),
+    ]  # fmt: skip
 
 
 def _rollout(
-    spec: ReleaseSpec, state: ReleaseState, candidate: Candidate | None
+    spec: ReleaseSpec, state: ReleaseState, candidate: Candidate | None, predict: _Predictions
 ) -> list[PlannedStep]:
     denied = state.is_denied(candidate.digest) if candidate is not None else None
     if denied is not None:
@@ -172,14 +266,9 @@ def _rollout(
         why = f"release {under_way} is under way ({state.phase})"
         return [PlannedStep(step="canary", prospect="unknown", detail=why)]
     if state.stable is None:
-        return [PlannedStep(step="deploy", prospect="to do", detail="first release: all traffic")]
+        return [_step("deploy", None, "first release: all traffic", predict("deploy"))]
     weights = " → ".join(
         f"{step.weight}%" + (" after approval" if step.approval else "")
         for step in spec.canary.steps
     )
-    total = sum(step.min_seconds for step in spec.canary.steps) + spec.canary.bake_seconds
-    return [
-        PlannedStep(
-            step="canary", prospect="to do", detail=f"{weights} → 100%, {total:.0f} s at least"
-        )
-    ]
+    return [_step("canary", None, f"{weights} → 100%", predict("canary"))]

@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect.runtime import deployment
 from pydantic import ValidationError
 
 from lockgate.adapters.oci.records import StepRecords
 from lockgate.domain.base import Frozen
+from lockgate.domain.digests import Digest
 from lockgate.domain.steps import StageSeconds, StepKey
 from lockgate.errors import RegistryError
+from tasks import durations
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.steps")
@@ -32,9 +34,12 @@ def find_or_make(
     make: Callable[[], T],
     *,
     usable: Callable[[T], bool] = lambda result: True,
+    work: Any = None,
+    hardware: Digest | None = None,
 ) -> tuple[T, StageSeconds]:
-    """The recorded result of `key`, or that of `make()`, which is then recorded.
+    """The recorded result of `key`, or that of `make()`, which is then recorded, as is how long it took.
 
+    `work` and `hardware`: what the duration depends on (see `tasks.durations`), by default the step's name and this machine.
     A record that cannot be read as `result_type`, or whose outputs are gone (`usable` says no), is made anew.
     """
     started = time.monotonic()
@@ -45,6 +50,7 @@ def find_or_make(
     result = make()
     records.record(key.content_digest(), {"key": key.to_data(), "result": result.to_data()})
     seconds = time.monotonic() - started
+    durations.remember(records, key.step, seconds, work=work, hardware=hardware)
     logger.info("%s: done in %.1f s", key.step, seconds)
     return result, StageSeconds(stage=key.step, seconds=seconds)
 

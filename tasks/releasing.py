@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -20,7 +21,9 @@ from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
 from lockgate.domain.rollout import Transition, Wait, start
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import Recipe, ReleaseSpec
-from lockgate.domain.steps import PreparedModel, ReleaseOutcome, StageSeconds
+from lockgate.domain.steps import Measurements, PreparedModel, ReleaseOutcome, StageSeconds
+from serving.manifests import pod_template
+from tasks import durations
 from tasks.driving import apply, rendering
 from tasks.retries import TRANSIENT
 from tasks.supply import verify
@@ -41,6 +44,7 @@ class Draft(Frozen):
     phase: Phase
     stages: tuple[StageSeconds, ...]
     already_stable: bool = False
+    measurements: Digest | None = None
 
     def with_stages(self, *stages: StageSeconds) -> Draft:
         return self.model_copy(update={"stages": (*self.stages, *stages)})
@@ -129,6 +133,31 @@ def commit_candidate(
     return apply(workspace, spec.model, spec.environment, build).state
 
 
+@task(name="describe-test-pod", cache_policy=NO_CACHE, **TRANSIENT)
+def describe_test_pods(
+    spec: ReleaseSpec, candidate: Candidate, stable: Candidate | None
+) -> dict[str, dict[str, Any]]:
+    """The pod template of each one's slot, by candidate digest, from the repository's bases. Empty where tests need no pod."""
+    workspace = Workspace.current()
+    if workspace.settings.test_server != "kubernetes":
+        return {}
+
+    def template(of: Candidate) -> dict[str, Any]:
+        return workspace.gitops.look_at_files(
+            lambda root: pod_template(
+                spec.model, spec.environment, of, root, kubectl=workspace.kubectl
+            )
+        )
+
+    return {str(of.digest): template(of) for of in (candidate, stable) if of is not None}
+
+
+def with_measurements(draft: Draft, measured: Measurements, stage: StageSeconds) -> Draft:
+    """The draft with what was measured of its candidate, kept as a document: a refusal is in no attestation."""
+    kept = Workspace.current().records.put_document(measured.to_data())
+    return draft.with_stages(stage).model_copy(update={"measurements": kept})
+
+
 def refuse(draft: Draft, gates: GateReport) -> ReleaseOutcome:
     """The outcome of a candidate that its gates keep out. Nothing of it is in Git."""
     return _outcome(draft, gates, "refused", "; ".join(gates.refusals))
@@ -148,10 +177,15 @@ def conclude(
     ended: ReleaseState,
 ) -> ReleaseOutcome:
     """The outcome of a release that met traffic, or waits to; `committed` is the state that it began, or went on, with."""
+    last, canary = ended.last, committed.canary
     if committed.since is not None and ended.since is not None:
         took = (parse_time(ended.since) - parse_time(committed.since)).total_seconds()
         draft = draft.with_stages(StageSeconds(stage="rollout", seconds=max(0.0, took)))
-    last = ended.last
+        if last is not None and last.outcome is Outcome.PROMOTED:
+            step = "deploy" if draft.stable is None else "canary"
+            durations.remember(
+                Workspace.current().records, step, took, work=canary and canary.to_data()
+            )
     if last is None or last.candidate != draft.candidate.digest:
         waiting = f"{ended.phase}" + (f": {ended.held_reason}" if ended.held_reason else "")
         return _outcome(draft, gates, "waiting", waiting, ended, evidence)
@@ -181,6 +215,8 @@ def _outcome(
             "release": last.release if last is not None and mine else None,
             "reason": reason,
             "evidence": evidence,
+            "measurements": draft.measurements,
+            "compared_with": draft.stable.digest if draft.stable is not None else None,
             "stages": draft.stages,
         }
     )

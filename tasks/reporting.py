@@ -13,20 +13,26 @@ from pydantic import ValidationError
 
 from lockgate.adapters.report import (
     CandidateSummary,
+    EvaluationRow,
+    LoadPoint,
+    RecipeRow,
     ReleaseStory,
     ReportInput,
     TrafficSummary,
     TransitionRow,
     benchmark_rows,
     evaluation_rows,
+    load_points,
+    recipe_row,
     write_report,
 )  # fmt: skip
+from lockgate.domain.digests import Digest
 from lockgate.domain.gates import GateReport, GateResult
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.judge import JudgeReport
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.spec import Recipe
-from lockgate.domain.steps import ReleaseOutcome
+from lockgate.domain.steps import Measurements, ReleaseOutcome
 from lockgate.errors import LockgateError, UsageError
 from lockgate.settings import Settings
 from tasks.workspace import Workspace
@@ -110,6 +116,7 @@ def gather(
         )
     stable = state.occupant(state.stable) if state.stable is not None else None
     return ReportInput(
+        recipes=tuple(_recipes(workspace, outcomes)),
         title=f"{model} in {environment}",
         generated_at=datetime.now(UTC),
         model=model,
@@ -122,6 +129,72 @@ def gather(
         denied=tuple((denied.candidate, denied.reason) for denied in state.denylist),
         notes=notes,
     )
+
+
+def _measurements(workspace: Workspace, outcome: ReleaseOutcome) -> Measurements | None:
+    """What was measured of the candidate; None where it was not, or where the store does not have it any more."""
+    if outcome.measurements is None:
+        return None
+    try:
+        return Measurements.model_validate(workspace.records.get_document(outcome.measurements))
+    except (LockgateError, ValidationError) as error:
+        logger.warning("measurements %s cannot be read: %s", outcome.measurements, error)
+        return None
+
+
+def _recipes(workspace: Workspace, outcomes: list[RecordedOutcome]) -> Iterable[RecipeRow]:
+    for recorded in outcomes:
+        outcome = recorded.outcome
+        measured = _measurements(workspace, outcome)
+        if measured is None:
+            continue
+        try:
+            size = workspace.stored_model(outcome.candidate.model).size
+        except LockgateError as error:
+            logger.warning("the size of %s is not known: %s", outcome.candidate.model, error)
+            continue
+        yield recipe_row(
+            measured, name=recorded.title or str(outcome.recipe), recipe=outcome.recipe,
+            size_bytes=size, passed=outcome.gates.passed,
+        )  # fmt: skip
+
+
+def _load(
+    workspace: Workspace, outcomes: list[RecordedOutcome], candidate: Digest, stable: Digest | None
+) -> tuple[tuple[LoadPoint, ...], tuple[LoadPoint, ...]]:
+    """The candidate's latencies by load, and stable's where they were measured on the same hardware."""
+    found = {
+        o.outcome.candidate.digest: measured
+        for o in outcomes
+        if o.outcome.candidate.digest in (candidate, stable)
+        and (measured := _measurements(workspace, o.outcome)) is not None
+    }
+    own, reference = found.get(candidate), found.get(stable) if stable is not None else None
+    if own is None:
+        return (), ()
+    hardware = own.benchmark.fingerprint.hardware
+    if reference is None or reference.benchmark.fingerprint.hardware != hardware:
+        return load_points(own.benchmark), ()
+    return load_points(own.benchmark), load_points(reference.benchmark)
+
+
+def _keep_answers(workspace: Workspace, rows: Iterable[EvaluationRow]) -> str:
+    """Write a candidate's answers beside the reports, a JSON object a line; gives where, empty if they are not at hand."""
+    digest = next((row.samples for row in rows if row.samples is not None), None)
+    if digest is None:
+        return ""
+    path = workspace.layout.reports / "answers" / f"{digest.hex}.jsonl"
+    if not path.exists():
+        try:
+            samples = workspace.records.get_document(digest)
+        except LockgateError as error:
+            logger.warning("the answers %s cannot be read: %s", digest, error)
+            return ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+        temporary.replace(path)
+    return f"answers/{path.name}"
 
 
 def _stories(
@@ -143,7 +216,7 @@ def _stories(
         for release, commits in by_release.items()
     ]
     dated += [
-        (recorded.at, _refused_story(recorded))
+        (recorded.at, _refused_story(workspace, recorded, outcomes))
         for recorded in outcomes
         if recorded.outcome.result == "refused"
     ]
@@ -168,6 +241,14 @@ def _story(
     gates = _gates(workspace, occupant, recorded)
     layout = workspace.layout
     steps = [s for s in states if s.phase is Phase.CANARY and s.generation == s.began]
+    before = states[0].occupant(states[0].stable) if states[0].stable is not None else None
+    evaluation = _rows(gates, "evaluation", evaluation_rows)
+    load, stable_load = _load(
+        workspace,
+        outcomes,
+        occupant.candidate.digest,
+        before.candidate.digest if before is not None else None,
+    )
     verdicts = [v for s in states for v in s.verdicts]
     return ReleaseStory(
         release=release,
@@ -179,8 +260,11 @@ def _story(
         first=states[0].stable is None,
         gates=gates,
         scan_notes=_scan_notes(gates),
-        evaluation=_rows(gates, "evaluation", evaluation_rows),
+        evaluation=evaluation,
         benchmark=_rows(gates, "benchmark", benchmark_rows),
+        load=load,
+        stable_load=stable_load,
+        answers=_keep_answers(workspace, evaluation),
         outcome=Outcome(last.outcome) if last is not None else None,
         phase=states[-1].phase,
         verdict=verdicts[-1].verdict if verdicts else None,
@@ -206,9 +290,13 @@ def _story(
     )
 
 
-def _refused_story(recorded: RecordedOutcome) -> ReleaseStory:
+def _refused_story(
+    workspace: Workspace, recorded: RecordedOutcome, outcomes: list[RecordedOutcome]
+) -> ReleaseStory:
     outcome = recorded.outcome
     gates = outcome.gates.results
+    evaluation = _rows(gates, "evaluation", evaluation_rows)
+    load, stable_load = _load(workspace, outcomes, outcome.candidate.digest, outcome.compared_with)
     return ReleaseStory(
         release=f"{outcome.model}-{outcome.candidate.digest.short}",
         title=recorded.title,
@@ -216,8 +304,11 @@ def _refused_story(recorded: RecordedOutcome) -> ReleaseStory:
         gates=gates,
         required_gates=outcome.gates.required,
         scan_notes=_scan_notes(gates),
-        evaluation=_rows(gates, "evaluation", evaluation_rows),
+        evaluation=evaluation,
         benchmark=_rows(gates, "benchmark", benchmark_rows),
+        load=load,
+        stable_load=stable_load,
+        answers=_keep_answers(workspace, evaluation),
         reasons=outcome.gates.refusals,
         started_at=recorded.at,
         stages=outcome.stages,

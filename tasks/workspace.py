@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lockgate import environments
 from lockgate.adapters.git import Agent, GitOpsRepository, lay_down, template_directory
@@ -20,7 +21,11 @@ from lockgate.domain.policy import ImageScanPolicy, Policy, SigningPolicy
 from lockgate.domain.steps import StoredModel
 from lockgate.errors import UsageError
 from lockgate.settings import Settings, WorkspaceLayout
+from serving.candidate_server import CandidateServer
+from serving.ephemeral import ProcessServer
+from serving.kubernetes_job import KubernetesServer
 from serving.local.cluster import LocalCluster
+from serving.local.cpu_pool import Cores
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,23 @@ class Workspace:
             signing=policy.signing, gates=policy.gates, serving_python=python,
             runtime_environment=Digest(environments.environment_digest("serving")),
             snapshots=self.layout.root / "pulled",
+        )  # fmt: skip
+
+    def candidate_server(
+        self, pod_template: dict[str, Any] | None = None, cores: Cores | None = None
+    ) -> CandidateServer:
+        """Where candidates are served for measurements, as the settings say. `pod_template`: of the slot, for a Job;
+        `cores`: for a process, instead of any free ones."""
+        settings = self.settings
+        if settings.test_server == "process":
+            return ProcessServer(
+                lambda: environments.environment_python("serving"),
+                lambda image: self.materialise(self.stored_model(image)),
+                cores,
+            )
+        return KubernetesServer(
+            pod_template, namespace=settings.test_namespace, node_selector=settings.test_node_selector,
+            address=settings.test_address,
         )  # fmt: skip
 
     def signer(self) -> Signer:

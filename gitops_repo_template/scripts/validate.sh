@@ -23,7 +23,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 
-for kustomization in platform/environments/*/kustomization.yaml apps/*/base/kustomization.yaml; do
+for kustomization in platform/environments/*/kustomization.yaml platform/tests/kustomization.yaml apps/*/base/kustomization.yaml; do
   [ -e "$kustomization" ] || continue
   directory=$(dirname "$kustomization")
   name=$(printf '%s' "$directory" | tr / -)

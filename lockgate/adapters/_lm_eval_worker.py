@@ -150,7 +150,22 @@ def _item_id(sample: dict[str, Any]) -> str:
     return str(own) if isinstance(own, str | int) else f"#{sample['doc_id']}"
 
 
-def _scores(samples: list[dict[str, Any]], metric_key: str, task: str) -> list[tuple[str, float]]:
+def _cluster(sample: dict[str, Any], field: str | None, task: str) -> str | None:
+    """The document that the item is about: the field of its data that `metadata.cluster` of the task names."""
+    if field is None:
+        return None
+    try:
+        return str(sample["doc"][field])
+    except (KeyError, TypeError) as error:
+        raise WorkerError(
+            Exit.UNKNOWN_TASK,
+            f"task {task} declares metadata.cluster {field!r}, but item {_item_id(sample)} has no such field",
+        ) from error
+
+
+def _scores(
+    samples: list[dict[str, Any]], metric_key: str, task: str, cluster: str | None = None
+) -> list[tuple[str, float, str | None]]:
     metric, _, filter_name = metric_key.rpartition(",")
     chosen = [s for s in samples if s["filter"] == filter_name and metric in s]
     if not chosen:
@@ -169,7 +184,7 @@ def _scores(samples: list[dict[str, Any]], metric_key: str, task: str) -> list[t
         score = float(value)
         if not math.isfinite(score):
             raise WorkerError(Exit.BAD_ANSWER, f"item {_item_id(sample)} of {task} scored {score}")
-        scores.append((_item_id(sample), score))
+        scores.append((_item_id(sample), score, _cluster(sample, cluster, task)))
     return scores
 
 
@@ -231,17 +246,21 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
                 line = {"task": name, "item": _item_id(row), **row}
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
     for task in request["tasks"]:
-        scores: list[tuple[str, float]] = []
+        scores: list[tuple[str, float, str | None]] = []
         for leaf_name, leaf in leaves[task["name"]].items():
             size = len(leaf.eval_docs)
-            found = _scores(samples[leaf_name], task["metric"], leaf_name)
+            declared = (leaf.get_config("metadata") or {}).get("cluster")
+            found = _scores(samples[leaf_name], task["metric"], leaf_name, declared)
             expected = min(size, request["limit"] or size)
-            if len({item for item, _ in found}) != expected or len(found) != expected:
+            if len({item for item, _, _ in found}) != expected or len(found) != expected:
                 raise WorkerError(
                     Exit.BAD_ANSWER, f"{leaf_name}: {len(found)} scores for {expected} items"
                 )
             prefix = f"{leaf_name}/" if len(leaves[task["name"]]) > 1 else ""
-            scores += [(prefix + item, score) for item, score in found]
+            scores += [
+                (prefix + item, score, None if document is None else prefix + document)
+                for item, score, document in found
+            ]
         answers.append({**task, "items": scores})
     return {"harness": f"lm-eval {lm_eval.__version__}", "tasks": answers}
 

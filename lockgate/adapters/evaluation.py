@@ -134,7 +134,20 @@ def evaluate(
         harness=answer["harness"],
         tasks=tuple(_task_scores(answer, spec, log)),
         seconds=round(time.monotonic() - started, 3),
+        samples=Digest.of_json(read_samples(log_dir)),
     )
+
+
+def read_samples(log_dir: Path) -> list[dict[str, Any]]:
+    """Every question with its answer, as `evaluate` wrote them: the document whose digest is `EvaluationEvidence.samples`.
+
+    Raises EvaluationError if they are not there.
+    """
+    path = log_dir / SAMPLES_FILE
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"the answers in {path} cannot be read: {error}") from error
 
 
 def _task_scores(answer: dict[str, Any], spec: EvaluationSpec, log: Path) -> Iterator[TaskScore]:
@@ -143,7 +156,10 @@ def _task_scores(answer: dict[str, Any], spec: EvaluationSpec, log: Path) -> Ite
         items = answered.get((task.name, task.metric)) or []
         if not items:
             raise EvaluationError(f"task {task.name} came back without items", log=log)
-        scores = tuple(ItemScore(item=item, score=score) for item, score in sorted(items))
+        scores = tuple(
+            ItemScore(item=item, score=score, cluster=cluster)
+            for item, score, cluster in sorted(items, key=lambda row: row[0])
+        )
         if len({s.item for s in scores}) != len(scores):
             raise EvaluationError(f"task {task.name} has two items of the same id", log=log)
         yield TaskScore(

@@ -48,7 +48,7 @@ class KubernetesCluster:
         self._namespace = namespace
         self._gateway_urls = dict(gateway_urls)
         self._webhooks = tuple(webhooks)
-        self._api = api or _configured()
+        self._api = api or configured_client()
         self._apps = client.AppsV1Api(self._api)
         self._core = client.CoreV1Api(self._api)
         self._custom = client.CustomObjectsApi(self._api)
@@ -158,8 +158,8 @@ class KubernetesCluster:
         )
 
 
-def _configured() -> client.ApiClient:
-    """In a pod by its service account, elsewhere by the kubeconfig."""
+def configured_client() -> client.ApiClient:
+    """In a pod by its service account, elsewhere by the kubeconfig. `ClusterError` if there is neither."""
     try:
         try:
             config.load_incluster_config()

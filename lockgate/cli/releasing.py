@@ -38,6 +38,11 @@ def release(spec: Spec, as_json: Json = False) -> None:
     request = ReleaseRequest(spec=request_spec, requested_by=getpass.getuser())
     with console.Bars() as bars, listening(bars):
         outcome = flow(request)
+    if outcome.result != "already_stable":
+        from tasks.reporting import record_outcome
+
+        # Refusals are in no commit, and sizes and speeds neither: the report finds them here.
+        record_outcome(Settings(), outcome)
     if as_json:
         console.print_json(outcome.to_data())
     else:

@@ -62,6 +62,8 @@ class ItemScore(Frozen):
 
     item: str
     score: float
+    cluster: str | None = None
+    """Document that several items are about, where the task declares one: their scores rise and fall together."""
 
 
 class TaskScore(Frozen):
@@ -101,6 +103,8 @@ class EvaluationEvidence(Frozen):
     """Name and version of the evaluation harness."""
     tasks: tuple[TaskScore, ...]
     seconds: float
+    samples: Digest | None = None
+    """Every question with its answer, as the document of this digest in the store: one JSON object an item."""
 
 
 class LoadPoint(Frozen):

@@ -57,6 +57,17 @@ class Lengths(Frozen):
             raise ValueError("`most` must not be below `least`")
         return self
 
+    @property
+    def mean(self) -> float:
+        """Expected length; of a lognormal without regard to where it is cut off."""
+        if self.distribution == "empirical":
+            return sum(self.values) / len(self.values)
+        assert self.most is not None
+        if self.distribution == "uniform":
+            return (self.least + self.most) / 2
+        assert self.median is not None and self.sigma is not None
+        return min(self.median * math.exp(self.sigma**2 / 2), float(self.most))
+
     def drawn(self, random: np.random.Generator, count: int) -> list[int]:
         if self.distribution == "empirical":
             return [int(v) for v in random.choice(np.array(self.values), count)]
@@ -143,6 +154,16 @@ class BenchmarkProfile(Frozen):
     @property
     def open_loop(self) -> bool:
         return self.rate is not None or self.trace is not None
+
+    @property
+    def expected_output_tokens(self) -> float:
+        """Tokens that all answers have together, every level of a sweep included; a trace's own lengths are not known here."""
+        each = (
+            self.output_tokens.mean
+            if isinstance(self.output_tokens, Lengths)
+            else self.output_tokens
+        )
+        return self.requests * each * (len(self.sweep.levels) if self.sweep else 1)
 
     def at_level(self, level: float) -> BenchmarkProfile:
         """One level of this sweep as a load of its own."""

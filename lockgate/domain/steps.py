@@ -128,6 +128,10 @@ class ReleaseOutcome(Frozen):
     outcome: Outcome | None = None
     reason: str
     evidence: Digest | None = None
+    measurements: Digest | None = None
+    """Document in the store: the candidate's `Measurements`, also where they led to a refusal."""
+    compared_with: Digest | None = None
+    """Candidate that was stable when the gates spoke."""
     release: str | None = None
     stages: tuple[StageSeconds, ...] = ()
 

@@ -206,28 +206,35 @@ def refusal_items() -> list[Item]:
 
 
 def long_context_items() -> list[Item]:
-    """A number hidden among some hundred to a thousand words of a journal, asked for at the end."""
+    """Numbers hidden among some hundred to a thousand words of a journal, asked for at the end: three questions a journal."""
     return _spread(_long_context_items())
 
 
 def _long_context_items() -> Iterator[Item]:
+    journals, questions = 11, 3
     for sentences in (12, 30, 60):
-        for place, keeper in enumerate(journal.KEEPERS):
-            drawn = random.Random(f"journal {sentences} {keeper}")
+        for number in range(journals):
+            name = f"{sentences}/{number:02}"
+            drawn = random.Random(f"journal {name}")
             story = [drawn.choice(journal.SENTENCES) for _ in range(sentences)]
-            code = str(drawn.randint(1000, 9999))
-            # From the very beginning to just before the question, evenly over the keepers.
-            story.insert(
-                round(place / (len(journal.KEEPERS) - 1) * sentences),
-                f"The code of the {keeper} is {code}.",
-            )
-            yield {
-                "id": f"{sentences}/{_slug(keeper)}",
-                "group": f"{sentences} sentences",
-                "prompt": " ".join(story) + f"\n\nQuestion: What is the code of the {keeper}?\n"
-                f"Answer: The code of the {keeper} is",
-                "answer": code,
-            }
+            keepers = drawn.sample(journal.KEEPERS, questions)
+            codes = [str(code) for code in drawn.sample(range(1000, 10000), questions)]
+            # From the very beginning to just before the question, evenly over the journals. The last comes first, so that
+            # no place is moved by another.
+            for k in reversed(range(questions)):
+                share = (k + number / (journals - 1)) / questions
+                story.insert(
+                    round(share * sentences), f"The code of the {keepers[k]} is {codes[k]}."
+                )
+            for keeper, code in zip(keepers, codes, strict=True):
+                yield {
+                    "id": f"{name}/{_slug(keeper)}",
+                    "group": f"{sentences} sentences",
+                    "document": name,
+                    "prompt": " ".join(story) + f"\n\nQuestion: What is the code of the {keeper}?\n"
+                    f"Answer: The code of the {keeper} is",
+                    "answer": code,
+                }
 
 
 FILES = {

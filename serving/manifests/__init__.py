@@ -7,7 +7,7 @@ new candidate, and a change of weights (a rollback above all) touches the route 
 
 from lockgate.domain.cluster import CANDIDATE_ANNOTATION
 from serving.manifests.names import SLOT_HEADER, namespace, slot_name
-from serving.manifests.render import render
+from serving.manifests.render import pod_template, render
 from serving.manifests.slots import check_deployment, check_identity
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_deployment",
     "check_identity",
     "namespace",
+    "pod_template",
     "render",
     "slot_name",
 ]

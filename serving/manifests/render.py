@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import MODEL_LABEL, SLOT_LABEL
 from lockgate.domain.gitops import dump_yaml, manifests_directory
-from lockgate.domain.release_state import Occupant, ReleaseState, Slot
+from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.errors import RenderingError
 from serving.manifests import kustomize
 from serving.manifests.names import namespace, slot_name
@@ -63,6 +64,24 @@ def render(
         raise RenderingError(f"apps/*/route renders no HTTPRoute {state.model}")
     files[route_file] = dump_yaml(routed(route, state))
     return {str(directory / name): text for name, text in sorted(files.items())}
+
+
+def pod_template(
+    model: str, environment: str, candidate: Candidate, repo_root: Path, *, kubectl: Path
+) -> dict[str, Any]:
+    """The pod template that a slot's Deployment of this candidate would have, rendered anew. Errors as of `render`."""
+    occupant = Occupant(candidate=candidate, release="test", evidence=candidate.digest)
+    state = ReleaseState(
+        model=model, environment=environment, phase=Phase.STABLE, a=occupant, stable=Slot.A
+    )
+    name = slot_name(model, Slot.A)
+    (deployment,) = (
+        item
+        for item in _kustomized(state, [Slot.A], repo_root, kubectl)
+        if item["kind"] == "Deployment" and item["metadata"]["name"] == name
+    )
+    template: dict[str, Any] = deployment["spec"]["template"]
+    return template
 
 
 def _read_objects(directory: Path) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -224,6 +224,16 @@ class GitOpsRepository:
         with self._checkout.locked():
             return self._repaired(look)
 
+    def look_at_files(self, look: Callable[[Path], T]) -> T:
+        """What `look` makes of the newest files, given the checkout's directory; nobody changes them meanwhile."""
+
+        def at_head() -> T:
+            self._checkout.reset(self._fetch())
+            return look(self._checkout.directory)
+
+        with self._checkout.locked():
+            return self._repaired(at_head)
+
     def _attempt(
         self,
         model: str,

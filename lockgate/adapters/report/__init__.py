@@ -1,10 +1,17 @@
 """The report of a model's releases: a page for release managers, a table for the terminal."""
 
-from lockgate.adapters.report.gate_rows import benchmark_rows, evaluation_rows
+from lockgate.adapters.report.gate_rows import (
+    benchmark_rows,
+    evaluation_rows,
+    load_points,
+    recipe_row,
+)
 from lockgate.adapters.report.model import (
     BenchmarkRow,
     CandidateSummary,
     EvaluationRow,
+    LoadPoint,
+    RecipeRow,
     ReleaseStory,
     ReportInput,
     RequestedApproval,
@@ -18,6 +25,8 @@ __all__ = [
     "BenchmarkRow",
     "CandidateSummary",
     "EvaluationRow",
+    "LoadPoint",
+    "RecipeRow",
     "ReleaseStory",
     "ReportInput",
     "RequestedApproval",
@@ -25,6 +34,8 @@ __all__ = [
     "TransitionRow",
     "benchmark_rows",
     "evaluation_rows",
+    "load_points",
+    "recipe_row",
     "render_report",
     "render_table",
     "write_report",

@@ -112,7 +112,7 @@ class Drawing:
 def draw_figure(
     draw: Draw,
     *,
-    axis: TimeAxis,
+    axis: TimeAxis | None,
     heights: Sequence[int],
     prefix: str,
     title: str,
@@ -120,7 +120,7 @@ def draw_figure(
     gap: int = 26,
     legend_rows: int = 0,
 ) -> Drawing:
-    """Axes of `heights` pixels above each other on the one time axis, drawn for both widths.
+    """Axes of `heights` pixels above each other on the one time axis (without `axis`: on none), drawn for both widths.
 
     `legend_rows` leaves room above the first axes for a legend: so many rows on a phone, a third on a wide page.
     """
@@ -130,10 +130,12 @@ def draw_figure(
         with mpl.rc_context(_STYLE):
             rows = legend_rows if width == NARROW else -(-legend_rows // 3)
             figure, axes = _axes(width, heights, gap, top=16 + (8 + 16 * rows if rows else 0))
-            for each in axes:
-                _time_axis(each, axis, 10 if width == WIDE else 5)
+            if axis is not None:
+                for each in axes:
+                    _time_axis(each, axis, 10 if width == WIDE else 5)
             draw(axes, width == NARROW)
-            axes[-1].set_xlabel(axis.label, fontsize=10)
+            if axis is not None:
+                axes[-1].set_xlabel(axis.label, fontsize=10)
             pictures.append(inline_svg(figure, prefix=name, title=title, description=description))
     return Drawing(*pictures)
 

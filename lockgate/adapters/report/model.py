@@ -93,7 +93,43 @@ class EvaluationRow(Frozen):
     margin: float
     floor: float | None = None
     items: int | None = None
+    clusters: int | None = None
+    """Documents that the items are about, where several are about one."""
+    samples: Digest | None = None
+    """Document in the store with every question and answer of the candidate."""
     decision: Decision
+
+
+class LoadPoint(Frozen):
+    """What one level of load gave."""
+
+    profile: str
+    in_flight: float
+    """Requests under way at once, on average: requests a second times their mean duration (Little's law)."""
+    ttft_p50_ms: Number
+    ttft_p90_ms: Number = None
+    tpot_p50_ms: Number
+    tpot_p90_ms: Number = None
+    output_tokens_per_second: Number
+
+
+class RecipeRow(Frozen):
+    """What became of one candidate's weights: size, quality, speed."""
+
+    name: str
+    recipe: Recipe
+    candidate: Digest
+    size_bytes: int
+    scores: tuple[tuple[str, float], ...]
+    """Task and score."""
+    output_tokens_per_second: Number
+    """Of the load profile with the highest throughput."""
+    passed: bool
+    """Whether every gate let it through."""
+
+    @property
+    def mean_score(self) -> float | None:
+        return sum(s for _, s in self.scores) / len(self.scores) if self.scores else None
 
 
 class BenchmarkRow(Frozen):
@@ -154,6 +190,12 @@ class ReleaseStory(Frozen):
     """What was not looked at and what was found but let through, e.g. `image: trivy NOT SCANNED (not installed)`."""
     evaluation: tuple[EvaluationRow, ...] = ()
     benchmark: tuple[BenchmarkRow, ...] = ()
+    load: tuple[LoadPoint, ...] = ()
+    """The candidate's latencies by load."""
+    stable_load: tuple[LoadPoint, ...] = ()
+    """The same of the candidate that was stable then, where it was measured on the same hardware."""
+    answers: str = ""
+    """Where the candidate's answers in the evaluation were put, relative to the report; empty if they were not."""
     outcome: Outcome | None = None
     """None while under way, and for a candidate that the gates refused (it never reached Git's manifests)."""
     phase: Phase | None = None
@@ -223,6 +265,8 @@ class ReportInput(Frozen):
     """In the order in which they were started; the last one leads the report."""
     history: tuple[HistoryEntry, ...] = ()
     """Commits to the GitOps repository for this model and environment, newest first."""
+    recipes: tuple[RecipeRow, ...] = ()
+    """Of every candidate whose measurements are known, in the order of the releases."""
     traffic: TrafficSummary | None = None
     stable: Digest | None = None
     """Candidate that is stable now, with `stable_slot`."""

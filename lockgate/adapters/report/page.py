@@ -21,6 +21,7 @@ from lockgate.adapters.report.judgement import (
     was_judged,
 )
 from lockgate.adapters.report.model import ReleaseStory, ReportInput
+from lockgate.adapters.report.offline import load_panel, recipes_panel, scores_panel
 from lockgate.adapters.report.panels import (
     Panel,
     latency_panel,
@@ -44,6 +45,8 @@ class ReleaseView:
     name: str
     story: ReleaseStory
     status: Status
+    scores: Panel | None
+    load: Panel | None
     panels: tuple[Panel, ...]
     no_canary: str
     """Why there are no panels; empty where there are."""
@@ -92,6 +95,7 @@ def render_report(report: ReportInput) -> str:
         answer=leading,
         leading=next((v for v in views if leading and v.story is leading.story), None),
         releases=views,
+        recipes=recipes_panel(report.recipes),
     )
 
 
@@ -149,6 +153,8 @@ def _release_view(story: ReleaseStory, number: int) -> ReleaseView:
         name=name_of(story),
         story=story,
         status=status_of(story),
+        scores=scores_panel(story, prefix),
+        load=load_panel(story, prefix),
         panels=panels,
         no_canary=no_canary,
         trace_notes=_trace_notes(trace) if panels else (),

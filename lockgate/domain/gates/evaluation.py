@@ -70,6 +70,8 @@ def _judge(
         "floor": task.floor,
         "items": len(own.items),
     }
+    if candidate.samples is not None:
+        row["samples"] = str(candidate.samples)
     if not math.isfinite(own.score) or not all(math.isfinite(i.score) for i in own.items):
         return Decision.FAIL, f"{task.name}: a score is not a number", row
     decision, text, row = _compare(task, spec, own, stable, row)
@@ -93,7 +95,9 @@ def _compare(
         text = f"{task.name}: stable has no scores for {task.metric}: evaluate it on this task"
         return Decision.INSUFFICIENT_DATA, text, row
     pairs = Pairs.of(
-        {i.item: i.score for i in own.items}, {i.item: i.score for i in reference.items}
+        {i.item: i.score for i in own.items},
+        {i.item: i.score for i in reference.items},
+        {i.item: i.cluster for i in own.items if i.cluster is not None},
     )
     return _judge_pairs(task, spec, pairs, row)
 
@@ -117,6 +121,12 @@ def _judge_pairs(
     if pairs.items < FEWEST_ITEMS:
         text = f"{task.name}: {pairs.items} items in common are too few (at least {FEWEST_ITEMS})"
         return Decision.INSUFFICIENT_DATA, text, {**row, "items_needed": FEWEST_ITEMS}
+    if pairs.units < FEWEST_ITEMS:
+        text = (
+            f"{task.name}: {pairs.units} documents in common are too few (at least {FEWEST_ITEMS})"
+        )
+        enough = math.ceil(FEWEST_ITEMS * pairs.items / pairs.units)
+        return Decision.INSUFFICIENT_DATA, text, {**row, "items_needed": enough}
     lower = pairs.lower(spec.alpha)
     upper = pairs.upper(spec.alpha / len(spec.tasks))
     row = {
@@ -131,8 +141,12 @@ def _judge_pairs(
         "worse": pairs.worse,
         "p_same": pairs.sign_test(),
     }
+    counted = f"{pairs.items} items"
+    if pairs.clustered:
+        row |= {"clusters": pairs.units, "design_effect": pairs.design_effect}
+        counted += f" over {pairs.units} documents"
     said = (
-        f"{task.name}: {row['candidate']:.3f} against stable's {row['stable']:.3f} on {pairs.items} items, "
+        f"{task.name}: {row['candidate']:.3f} against stable's {row['stable']:.3f} on {counted}, "
         f"difference {pairs.difference:+.3f} ({lower:+.3f} to {upper:+.3f}), margin {task.margin:.3f}"
     )
     if lower > -task.margin:

@@ -27,7 +27,8 @@ from lockgate.domain.spec import (
     ServingSpec,
 )
 from lockgate.errors import BenchmarkError, EvaluationError, UsageError
-from serving.ephemeral import Endpoint, serve
+from serving.candidate_server import Endpoint
+from serving.ephemeral import serve
 
 SUBJECT = Digest.of_bytes(b"a candidate")
 SERVING = ServingSpec(

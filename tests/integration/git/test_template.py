@@ -48,7 +48,8 @@ def check(found: dict[str, Any]) -> None:
     """Strict validation of one object; an unknown kind fails."""
     group = found["apiVersion"].rpartition("/")[0]
     version = found["apiVersion"].rpartition("/")[2]
-    if group.endswith((".io", ".fluxcd.io")) and group != "networking.k8s.io":
+    own = ("networking.k8s.io", "rbac.authorization.k8s.io")
+    if group.endswith((".io", ".fluxcd.io")) and group not in own:
         schema = (
             template_directory() / "schemas" / group / f"{found['kind'].lower()}_{version}.json"
         )
@@ -171,6 +172,26 @@ def test_every_object_is_valid_and_names_its_own_environment(
         assert leftovers == []
     if told:
         assert URL in text
+
+
+def test_the_namespace_of_test_servers_is_valid_closed_and_gives_rights_there_alone(
+    kubectl: Path,
+) -> None:
+    rendered = subprocess.run(
+        [str(kubectl), "kustomize", str(template_directory() / "platform" / "tests")],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    found = {o["kind"]: o for o in yaml.safe_load_all(rendered)}
+    for one in found.values():
+        check(one)
+    namespaced = [o for o in found.values() if "namespace" in o["metadata"]]
+    assert {o["metadata"]["namespace"] for o in namespaced} == {"lockgate-tests"}
+    assert "egress" not in found["NetworkPolicy"]["spec"]
+    assert "Egress" in found["NetworkPolicy"]["spec"]["policyTypes"]
+    (everywhere,) = found["ClusterRole"]["rules"]
+    assert (everywhere["resources"], everywhere["verbs"]) == (["nodes"], ["get"])
+    allowed = {resource for rule in found["Role"]["rules"] for resource in rule["resources"]}
+    assert allowed == {"jobs", "services", "pods", "pods/log"}
 
 
 def test_argo_cd_and_flux_apply_without_waiting_for_health(tmp_path: Path) -> None:

@@ -161,6 +161,13 @@ def test_another_writers_commit_is_kept_under_ours(tmp_path: Path, remote: Path)
     assert git("rev-list", "--merges", "main", at=remote) == ""
 
 
+def test_files_are_looked_at_as_the_remote_has_them_now(tmp_path: Path, remote: Path) -> None:
+    repo = repository(tmp_path)
+    for text in ("a: 1\n", "a: 2\n"):
+        somebody_pushes(tmp_path, "apps/note.yaml", text)
+        assert repo.look_at_files(lambda root: (root / "apps/note.yaml").read_text()) == text
+
+
 def test_a_transition_that_does_not_follow_the_state_is_never_committed(
     tmp_path: Path, remote: Path
 ) -> None:

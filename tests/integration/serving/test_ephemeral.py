@@ -12,11 +12,17 @@ import httpx
 import pytest
 import tiny_engine
 
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.images import ImageRef
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError
-from serving.ephemeral import Endpoint, serve
+from serving.candidate_server import CandidateServer, Endpoint
+from serving.engines import registry
+from serving.ephemeral import ProcessServer, serve
 from serving.local.cpu_pool import CpuPool
 from serving.processes import ProcessId
+from serving.smoke import WARM_UP_REQUESTS
 
 
 def served(tmp_path: Path, **arguments: Any) -> AbstractContextManager[Endpoint]:
@@ -41,10 +47,32 @@ def test_a_server_is_up_inside_the_context_and_gone_after_it_with_its_cores(tmp_
         assert endpoint.fingerprint.cores == 1
         assert "0.0.0.0" in endpoint.fingerprint.arguments
         assert endpoint.exclusive_cores
+        answered = int(httpx.get(endpoint.metrics_url).text.split()[-1])
+        assert answered == 2 + WARM_UP_REQUESTS + 1, "smoke generation, a batch, log-probabilities"
     assert not process.alive()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{endpoint.base_url}/health")
     assert (tmp_path / "server.log").exists()
+
+
+def test_a_candidate_is_served_through_the_interface_that_a_cluster_has_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.ENGINES, "vllm", tiny_engine.TinyEngine())
+    image = ImageRef.parse("lockgate.local/tiny@" + Digest.of_bytes(b"model"))
+    serving = ServingSpec(served_model_name="tiny", env={"TINY_CONTROL": f"dir:{tmp_path}"})
+    asked: list[ImageRef] = []
+
+    def directory(wanted: ImageRef) -> Path:
+        asked.append(wanted)
+        return tmp_path
+
+    server: CandidateServer = ProcessServer(lambda: Path(sys.executable), directory)
+    candidate = Candidate(model=image, runtime=image, serving=serving)
+    with server.serve(candidate, log_path=tmp_path / "server.log") as endpoint:
+        assert endpoint.model_name == "tiny"
+        assert endpoint.fingerprint.hardware == server.hardware(serving)
+    assert asked == [image]
 
 
 def test_a_server_that_never_becomes_healthy_is_an_error_and_is_ended(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.spec import BenchmarkSpec, EvaluationSpec, ServingSpec
 from lockgate.domain.steps import MeasuredBeside
 from lockgate.errors import ServingError
-from tasks import measurement
+from tasks import evaluating, measurement
 
 EVALUATION = EvaluationSpec.model_validate(
     {"tasks": [{"name": "lockgate_choice", "metric": "acc,none", "margin": 0.1}]}
@@ -66,15 +66,18 @@ class Bench:
             stored_model=lambda image: image,
             materialise=lambda model: tmp_path,
             layout=SimpleNamespace(logs=tmp_path),
+            settings=SimpleNamespace(test_server="process"),
+            candidate_server=self.server,
         )
         monkeypatch.setattr(measurement.Workspace, "current", lambda: workspace)
         monkeypatch.setattr(
             measurement.environments, "environment_python", lambda name: Path("python")
         )
-        monkeypatch.setattr(measurement.ephemeral, "serve", self.serve)
         monkeypatch.setattr(measurement, "no_room_for", lambda servings: self.room)
         monkeypatch.setattr(measurement, "CpuPool", lambda: SimpleNamespace(acquire=self.acquire))
-        monkeypatch.setattr(measurement.evaluation, "evaluate", self.evaluate)
+        monkeypatch.setattr(evaluating.evaluation, "evaluate", self.evaluate)
+        monkeypatch.setattr(measurement.artifacts, "publish_evaluation", lambda evidence: None)
+        monkeypatch.setattr(measurement.artifacts, "publish_benchmark", lambda evidence: None)
         monkeypatch.setattr(measurement.benchmark, "benchmark", self.benchmark)
         monkeypatch.setattr(measurement.benchmark, "compare", self.compare)
 
@@ -82,18 +85,27 @@ class Bench:
     def acquire(self, count: int) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(cores=(0,), exclusive=True, fds=())
 
+    def server(self, pod_template: object, cores: object = None) -> Any:
+        return SimpleNamespace(serve=self.serve, hardware=lambda serving: MARK.hardware)
+
     @contextlib.contextmanager
-    def serve(self, directory: Path, serving: ServingSpec, **more: Any) -> Iterator[Any]:
-        name = serving.served_model_name
+    def serve(self, candidate: Candidate, log_path: Path) -> Iterator[Any]:
+        name = candidate.serving.served_model_name
         if name in self.broken:
             raise ServingError("out of memory")
         self.up.add(name)
         yield SimpleNamespace(base_url="", model_name=name, fingerprint=MARK)
         self.up.remove(name)
 
-    def evaluate(self, *args: Any, subject: Digest, **more: Any) -> EvaluationEvidence:
+    def evaluate(
+        self, *args: Any, subject: Digest, log_dir: Path, **more: Any
+    ) -> EvaluationEvidence:
         self.done.append("evaluate")
-        return EvaluationEvidence(subject=subject, suite=subject, harness="h", tasks=(), seconds=1)
+        log_dir.mkdir(exist_ok=True)
+        (log_dir / "samples.jsonl").write_text("")
+        return EvaluationEvidence(
+            subject=subject, suite=subject, harness="h", tasks=(), samples=Digest.of_json([]), seconds=1
+        )  # fmt: skip
 
     def benchmark(self, *args: Any, subject: Digest, **more: Any) -> BenchmarkEvidence:
         self.done.append("benchmark")
@@ -102,7 +114,7 @@ class Bench:
         )
 
     def compare(self, mine: Any, theirs: Any, spec: BenchmarkSpec, **more: Any) -> Any:
-        assert self.up == {"new", "stable"}
+        assert len(self.up) == 2
         self.done.append("compare")
         own, other = (
             BenchmarkEvidence(
@@ -150,6 +162,8 @@ def test_against_another_stable_the_evaluation_is_found_and_the_comparison_made(
     assert bench.done == ["evaluate", "benchmark"]
     assert measured().comparison is not None
     assert bench.done == ["evaluate", "benchmark", "compare"]
+    assert measured(candidate("third")).comparison is not None
+    assert bench.done == ["evaluate", "benchmark", "compare", "compare"]
 
 
 def test_without_room_for_both_the_candidate_is_measured_alone_and_the_result_says_why(

@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from lockgate.adapters.evaluation import evaluate
+from lockgate.adapters.evaluation import evaluate, read_samples
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.spec import EvaluationSpec, EvaluationTask
 from lockgate.errors import EvaluationError
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi"}
+
+
+def continent(country: str) -> str:
+    return {"Japan": "Asia", "Kenya": "Africa"}.get(country, "Europe")
 
 
 class Server(ThreadingHTTPServer):
@@ -100,7 +104,7 @@ def suite(tmp_path: Path) -> Path:
     directory = tmp_path / "suite"
     directory.mkdir()
     rows = [
-        {"id": f"capital/{country}", "prompt": f"The capital of {country} is", "choices": ["Bonn", capital],
+        {"id": f"capital/{country}", "continent": continent(country), "prompt": f"The capital of {country} is", "choices": ["Bonn", capital],
          "answer": 1, "word": capital}
         for country, capital in CAPITALS.items()
     ]  # fmt: skip
@@ -120,7 +124,9 @@ def suite(tmp_path: Path) -> Path:
                 "metric_list": [{"metric": "exact_match", "ignore_punctuation": True}]},
     }  # fmt: skip
     for name, task in tasks.items():
-        (directory / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **task}))
+        declared = {"metadata": {"cluster": "continent"}} if name == "say" else {}
+        text = yaml.safe_dump({"task": name, **common, **task, **declared})
+        (directory / f"{name}.yaml").write_text(text)
     return directory
 
 
@@ -148,6 +154,22 @@ def test_every_item_is_scored_under_its_own_id_and_no_more_is_asked_at_once_than
         assert {i.item: i.score for i in task.items} == expected, task.task
         assert task.score == 0.75
     assert server.most_at_once == 1
+    pick, say = evidence.tasks
+    assert {i.cluster for i in pick.items} == {None}
+    assert {i.item: i.cluster for i in say.items} == {
+        f"capital/{c}": continent(c) for c in CAPITALS
+    }
+
+
+def test_every_answer_is_kept_under_the_digest_that_the_evidence_names(
+    server: Server, suite: Path, tmp_path: Path
+) -> None:
+    first = run(server, suite, tmp_path / "first")
+    samples = read_samples(tmp_path / "first")
+    assert Digest.of_json(samples) == first.samples
+    kenya = next(s for s in samples if s["item"] == "capital/Kenya" and s["task"] == "say")
+    assert "Mombasa" in json.dumps(kenya["resps"])
+    assert run(server, suite, tmp_path / "second").samples == first.samples
 
 
 def test_an_answer_that_the_server_aborted_is_an_error_and_not_a_wrong_answer(

@@ -126,6 +126,66 @@ def test_graded_scores_that_agree_everywhere_still_have_an_interval_of_some_widt
     assert -0.1 < pairs.lower(0.05) < 0 < pairs.upper(0.05) < 0.1
 
 
+def by_document(scores: list[float], size: int) -> TaskScore:
+    """Items in order, `size` to a document."""
+    items = tuple(
+        ItemScore(item=f"q/{k}", score=score, cluster=f"d/{k // size}")
+        for k, score in enumerate(scores)
+    )
+    return TaskScore(task="task0", metric="acc,none", score=sum(scores) / len(scores), items=items)
+
+
+def test_answers_that_rise_and_fall_by_document_are_worth_fewer_items() -> None:
+    """Three documents lost whole, or as many answers spread over twelve documents: the same score, not the same proof."""
+    stable = [1.0] * 160
+    whole = [0.0] * 12 + [1.0] * 148
+    spread = [0.0 if k % 4 == 0 and k < 48 else 1.0 for k in range(160)]
+    widths = []
+    for lost in (whole, spread):
+        result = evaluation_gate(
+            spec(margin=0.12), evidence(by_document(lost, 4)), evidence(by_document(stable, 4))
+        )
+        (row,) = result.measurements
+        assert (row["items"], row["clusters"]) == (160, 40)
+        widths.append(row["difference"] - row["lower"])
+    assert widths[0] > 1.3 * widths[1]
+    alone = evaluation_gate(
+        spec(margin=0.12), evidence(task_score(whole)), evidence(task_score(stable))
+    )
+    assert widths[1] > alone.measurements[0]["difference"] - alone.measurements[0]["lower"]
+    few = evidence(by_document([1.0] * 160, 10))
+    assert evaluation_gate(spec(), few, few).decision is Decision.INSUFFICIENT_DATA
+
+
+def test_documents_of_one_item_each_change_nothing() -> None:
+    mine, theirs = answers(150, 50), answers(180, 20)
+    rows = [
+        evaluation_gate(spec(), evidence(make(mine)), evidence(make(theirs))).measurements
+        for make in (task_score, lambda scores: by_document(scores, 1))
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_clustered_candidate_exactly_at_the_margin_seldom_passes(graded: bool) -> None:
+    """Answers are lost in whole documents: counted one by one, far more than alpha (0.05) would pass."""
+    random = np.random.default_rng(2)
+    margin, documents, size, alpha = 0.1, 60, 4, 0.05
+    passed = naive = 0
+    for _ in range(400):
+        number = np.repeat(np.arange(documents), size)
+        stable = (random.random(documents * size) < 0.8).astype(float)
+        hit = np.repeat(random.random(documents) < margin / 0.8, size)
+        candidate = np.where(hit, 0.0, stable)
+        if graded:
+            candidate, stable = candidate / 2 + 0.25, stable / 2 + 0.25
+        bound = margin / 2 if graded else margin
+        passed += Pairs(candidate, stable, number).lower(alpha) > -bound
+        naive += Pairs(candidate, stable).lower(alpha) > -bound
+    assert naive / 400 > 0.09
+    assert passed / 400 < alpha + 3 * math.sqrt(alpha * (1 - alpha) / 400)
+
+
 def test_a_score_that_is_not_a_number_fails() -> None:
     items = tuple(ItemScore(item=str(k), score=1.0) for k in range(30))
     broken = ItemScore.model_construct(item="x", score=math.nan)

@@ -12,6 +12,8 @@ from lockgate.adapters.report import (
     BenchmarkRow,
     CandidateSummary,
     EvaluationRow,
+    LoadPoint,
+    RecipeRow,
     ReleaseStory,
     ReportInput,
     TrafficSummary,
@@ -207,12 +209,37 @@ def evaluation(
         EvaluationRow(
             task="lockgate_facts", metric="exact_match,strip", candidate=0.66 + difference, stable=0.66,
             difference=difference, interval=(difference - 0.07, difference + 0.07), margin=0.1, floor=0.5,
-            items=120, decision=decision,
+            items=120, samples=digest("answers"), decision=decision,
         ),
         EvaluationRow(
             task="lockgate_choices", metric="acc,none", candidate=0.9, stable=0.94, difference=-0.04,
-            interval=(-0.09, 0.01), margin=0.15, items=120, decision=Decision.PASS,
+            interval=(-0.09, 0.01), margin=0.15, items=120, clusters=40, decision=Decision.PASS,
         ),
+    )  # fmt: skip
+
+
+def load(scale: float = 1.0) -> tuple[LoadPoint, ...]:
+    rows = (("single", 0.98, 98, 121, 27.1, 29.0, 37.9), ("four", 3.9, 231, 390, 31.2, 36.4, 128),
+            ("eight", 7.8, 412, 730, 36.1, 44.9, 221))  # fmt: skip
+    return tuple(
+        LoadPoint(
+            profile=p, in_flight=n, ttft_p50_ms=t50 * scale, ttft_p90_ms=t90 * scale, tpot_p50_ms=o50 * scale,
+            tpot_p90_ms=o90 * scale, output_tokens_per_second=rate / scale,
+        )
+        for p, n, t50, t90, o50, o90, rate in rows
+    )  # fmt: skip
+
+
+def recipes() -> tuple[RecipeRow, ...]:
+    rows = (("bf16", Recipe.NONE, 269, 0.85, 0.87, 217), ("int8", Recipe.W8A8_RTN, 163, 0.83, 0.875, 222),
+            ("int4", Recipe.W4A16_RTN, 113, 0.61, 0.79, 162))  # fmt: skip
+    return tuple(
+        RecipeRow(
+            name=name, recipe=recipe, candidate=digest(name), size_bytes=size * 1_000_000,
+            scores=(("lockgate_numbers", one), ("lockgate_choice", two)), output_tokens_per_second=rate,
+            passed=name != "int4",
+        )
+        for name, recipe, size, one, two, rate in rows
     )  # fmt: skip
 
 
@@ -269,6 +296,7 @@ def promoted_release() -> ReleaseStory:
     return ReleaseStory(
         release="smollm2-20261123-1b22bb02", title="Release 2 (int8)", candidate=candidate("2", Recipe.W8A8_RTN),
         gates=gates(), scan_notes=(NOT_SCANNED,), evaluation=evaluation(), benchmark=benchmark(),
+        load=load(), stable_load=load(1.06), answers=f"answers/{digest('answers').hex}.jsonl",
         outcome=Outcome.PROMOTED, phase=Phase.STABLE, verdict=Verdict.PASS,
         reasons=("no metric is worse than its margin at 50% of the traffic",), stages=stages(reused=True),
         transitions=transitions(
@@ -335,7 +363,7 @@ def whole_report() -> ReportInput:
     ]  # fmt: skip
     return ReportInput(
         title="Lockgate demo", generated_at=START + timedelta(minutes=9), model="smollm2", environment="local",
-        releases=releases, history=tuple(reversed(history)),
+        releases=releases, history=tuple(reversed(history)), recipes=recipes(),
         traffic=TrafficSummary(seconds=1510, requests=4211, streaming=2533, failed=0, cut_short=0,
                                by_slot=(("a", 1702), ("b", 2509)), longest_gap_seconds=1.9),
         stable=promoted_release().candidate.digest, stable_slot=Slot.B,

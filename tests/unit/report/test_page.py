@@ -14,9 +14,12 @@ from lockgate.adapters.report import (
     ReportInput,
     RequestedApproval,
     TrafficSummary,
+    load_points,
     render_report,
     write_report,
 )
+from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import BenchmarkEvidence, Fingerprint, ProfileResult
 from lockgate.domain.gates.base import Decision
 from lockgate.domain.judge import Verdict
 from lockgate.domain.release_state import Phase
@@ -249,8 +252,47 @@ def test_missing_data_is_named_and_never_drawn_as_an_empty_chart(tmp_path: Path)
     assert "the trace holds no observation of vllm:time_to_first_token_seconds" in page.text
     assert "the judge was not asked, or its reports are not at hand" in page.text
     assert "the trace counts no request on either track" in page.text
-    # Only the weight is known: from the transitions.
-    assert len(re.findall(r'<svg [^>]*role="img"', text)) == 2
+    # Only the weight is known, from the transitions, and the scores.
+    assert len(re.findall(r'<svg [^>]*role="img"', text)) == 4
+
+
+def test_scores_load_and_recipes_are_drawn_with_their_numbers_in_words(demo_text: str) -> None:
+    figures = {
+        name: found[0]
+        for name in ("r2-scores", "r2-load", "recipes")
+        if (found := re.findall(rf'<svg [^>]*="{name}-wide-title.*?</svg>', demo_text, re.S))
+    }
+    assert figures.keys() == {"r2-scores", "r2-load", "recipes"}
+    assert "lockgate_facts 0.68 against 0.66, pass" in figures["r2-scores"]
+    assert "eight: 7.8 in flight, TTFT p50 412 ms" in figures["r2-load"]
+    assert "int4: 113 MB, mean score 0.7, 162 tokens/s, refused" in figures["recipes"]
+    page = Page(demo_text)
+    assert "beside this page in answers/" in page.text
+    assert "over 40 documents" in page.text
+
+
+def test_a_single_recipe_and_a_benchmark_without_its_evidence_are_not_drawn() -> None:
+    text = render_report(report_of(first_release()))
+    assert "recipes-wide" not in text
+    assert "-load-wide" not in text
+
+
+def test_the_load_of_a_sweep_is_placed_by_the_requests_in_flight() -> None:
+    latency = {"mean": 500.0, "p50": 400.0, "p90": 900.0, "p99": 950.0}
+    profile = ProfileResult(
+        profile="eight", completed=8, failed=0, duration_seconds=1, output_tokens_per_second=100,
+        requests_per_second=16, ttft_ms=latency, tpot_ms=latency, itl_ms=latency, e2e_ms=latency,
+    )  # fmt: skip
+    single = profile.model_copy(update={"profile": "single", "requests_per_second": 2.0})
+    mark = Fingerprint(
+        hardware=Digest.of_bytes(b"h"), cpu="c", cores=1, engine="e", engine_version="0", arguments=()
+    )  # fmt: skip
+    evidence = BenchmarkEvidence(
+        subject=Digest.of_bytes(b"s"), generator="g", fingerprint=mark, profiles=(profile, single), seconds=1
+    )  # fmt: skip
+    points = load_points(evidence)
+    assert [(p.profile, p.in_flight) for p in points] == [("single", 1.0), ("eight", 8.0)]
+    assert (points[0].ttft_p50_ms, points[0].tpot_p90_ms) == (400.0, 900.0)
 
 
 def test_lines_that_cannot_be_read_are_counted_and_the_rest_is_drawn() -> None:
