@@ -93,10 +93,10 @@ def judge(candidate: EvaluationEvidence, stable: EvaluationEvidence) -> GateResu
 
 
 def agree(first: list[EvaluationEvidence], second: list[EvaluationEvidence]) -> str:
-    """A/A: decisions of the gate over the pairs, and on how many items both answers scored the same."""
+    """A/A: decisions of the gate over the pairs that are whole, and on how many items both answers scored the same."""
     decisions: Counter[Decision] = Counter()
     same = asked = 0
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip(first, second, strict=False):
         result = judge(one, other)
         decisions[result.decision] += 1
         for row in result.measurements:
