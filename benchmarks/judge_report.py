@@ -77,7 +77,8 @@ _GUARANTEES = [
     "alpha holds for it by Ville's inequality, at every look. At a single nuisance, in a queue, and with the",
     "scatter estimated from the data it holds by this simulation only. The evidence on shares is an e-process",
     "for independent trials; dividing the counts by a measured dispersion is checked by simulation only. The",
-    "sum over the metrics adds no assumption. No threshold was fitted to these traces.",
+    "sum over the metrics adds no assumption. The nuisances' weights and the fraction of a nat that is taken",
+    "off were chosen on other traces of the same families.",
     "",
 ]
 
