@@ -43,7 +43,7 @@ format: dev
 locks: ## resolve again; LOCKS_ARGS=--upgrade moves every pin
 	$(PYTHON) scripts/make_locks.py $(LOCKS_ARGS)
 
-calibration: dev ## the judge's error rates and power by simulation; docs/calibration.md (about an hour)
+calibration: dev ## the judge's error rates and power by simulation; docs/calibration.md (half an hour on two cores; may be stopped)
 	$(BIN)/python -m benchmarks.judge_calibration
 
 clean: ## what builds and checks leave in the clone; the shared cache stays

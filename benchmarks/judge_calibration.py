@@ -104,9 +104,9 @@ def _ticks(track: TrackBlocks, metric: str) -> np.ndarray:
     return out
 
 
-def peers(traces: int) -> dict[str, Any]:
+def peers(traces: int, measured: float | None) -> dict[str, Any]:
     """Peers on mean TTFT or mean ITL, tuned in hindsight to each family and, as one setting, to
-    all of them."""
+    all of them: to alpha, and to the rate that ours was `measured` at."""
     seen: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
     for family in FAMILIES:
         for name, change in {"null": NULLS["at the margin"], **LATENCIES}.items():
@@ -118,6 +118,7 @@ def peers(traces: int) -> dict[str, Any]:
         for peer, rule in PEERS.items():
             nulls = {f: seen[metric, f, "null"] for f in FAMILIES}
             everywhere = tuned(rule, list(nulls.values()), CONFIG.alpha)
+            same = tuned(rule, list(nulls.values()), CONFIG.alpha if measured is None else measured)
             rows: dict[str, dict[str, Any]] = {}
             for family in FAMILIES:
                 own = tuned(rule, [nulls[family]], CONFIG.alpha)
@@ -127,12 +128,20 @@ def peers(traces: int) -> dict[str, Any]:
                     rows[family][name] = {
                         "own": _summary(delays(rule, own, *pair, TICK)),
                         "everywhere": _summary(delays(rule, everywhere, *pair, TICK)),
+                        "same": _summary(delays(rule, same, *pair, TICK)),
                     }
             out[f"{peer}, {metric.upper()}"] = {
                 "everywhere": everywhere if math.isfinite(everywhere) else None,
                 "families": rows,
             }
-    return out | {"traces": traces}
+    return out | {"traces": traces, "measured": measured}
+
+
+def _measured(data: dict[str, Any]) -> float | None:
+    """Ours: the rate of false rollbacks at the margin in the worst family."""
+    found = [nulls.get("at the margin") for nulls in data.get("false", {}).values()]
+    rates = [counts["failed"] / counts["traces"] for counts in found if counts]
+    return max(rates, default=None)
 
 
 def oracle(family: str, traces: int) -> dict[str, Any]:
@@ -140,11 +149,12 @@ def oracle(family: str, traces: int) -> dict[str, Any]:
     out: dict[str, Any] = {"traces": traces}
     for name, change in LATENCIES.items():
         for metric in ("ttft", "itl"):
-            for how, alpha in (("all", CONFIG.alpha), ("share", alpha_of(metric, CONFIG))):
-                took = judge_oracle.latency(
-                    family, metric, change.latency, 0.1, alpha, SETTING, traces, SEED
-                )
-                out.setdefault(name, {})[f"{metric} {how}"] = _summary(took)
+            alphas = CONFIG.alpha, alpha_of(metric, CONFIG)
+            took = judge_oracle.latency(
+                family, metric, change.latency, 0.1, alphas, SETTING, traces, SEED
+            )
+            for how, times in zip(("all", "share"), took, strict=True):
+                out.setdefault(name, {})[f"{metric} {how}"] = _summary(times)
     return out
 
 
@@ -209,7 +219,7 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
         if "oracle" in given.parts and family not in data.get("oracle", {}):
             yield ("oracle", family), oracle, (family, given.oracle_traces)
     if "peers" in given.parts and "peers" not in data:
-        yield ("peers",), peers, (given.peer_traces,)
+        yield ("peers",), peers, (given.peer_traces, _measured(data))
     if "oracle" in given.parts and "counts" not in data:
         yield ("counts",), counts, ()
     if "steady" in given.parts and "steady" not in data:
@@ -242,7 +252,7 @@ def main() -> None:
     parser.add_argument("--peer-traces", type=int, default=1_000)
     parser.add_argument("--oracle-traces", type=int, default=400)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parts = ["power", "oracle", "peers", "steady", "false", "long"]
+    parts = ["false", "power", "oracle", "peers", "steady", "long"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this; go on later")

@@ -9,6 +9,8 @@ of shares within the margin (Wald's approximation).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,25 +59,31 @@ def _evidence(
     return out
 
 
+@lru_cache(maxsize=64)
+def _likeliest(family: str, metric: str, setting: Setting, seed: int) -> NuisanceGrid:
+    """The noise and drift under which the family's traces without a difference are most likely."""
+    null = simulate(family, setting, 60, Change(), np.random.default_rng([seed, 1]))
+    fine = _fine_grid()
+    # at no difference the log likelihood of shift 0 is the base alone
+    best = int(np.argmax(_evidence(null, metric, fine, setting)[-1][0].sum(axis=0)))
+    return NuisanceGrid(
+        fine.dispersion[[best]], fine.drift_var[[best]], fine.corr_s[[best]],
+        np.zeros(1), np.zeros(1),
+    )  # fmt: skip
+
+
 def latency(
     family: str,
     metric: str,
     shift: float,
     margin: float,
-    alpha: float,
+    alphas: Sequence[float],
     setting: Setting,
     traces: int,
     seed: int,
-) -> Array:
-    """Seconds to the decision of each trace, inf where the trace is too short."""  # fmt: skip
-    null = simulate(family, setting, 60, Change(), np.random.default_rng([seed, 1]))
-    fine = _fine_grid()
-    # at no difference the log likelihood of shift 0 is the base alone
-    best = int(np.argmax(_evidence(null, metric, fine, setting)[-1][0].sum(axis=0)))
-    point = NuisanceGrid(
-        fine.dispersion[[best]], fine.drift_var[[best]], fine.corr_s[[best]],
-        np.zeros(1), np.zeros(1),
-    )  # fmt: skip
+) -> list[Array]:
+    """For each alpha: seconds to the decision of each trace, inf where the trace is too short."""  # fmt: skip
+    point = _likeliest(family, metric, setting, seed)
     shifted = simulate(
         family, setting, traces, Change(latency=shift), np.random.default_rng([seed, 2])
     )
@@ -87,8 +95,10 @@ def latency(
         ],
         axis=1,
     )
-    hit = ratio >= -math.log(alpha)
-    return np.where(hit.any(axis=1), (hit.argmax(axis=1) + 1) * setting.block, np.inf)
+    hits = [ratio >= -math.log(alpha) for alpha in alphas]
+    return [
+        np.where(hit.any(axis=1), (hit.argmax(axis=1) + 1) * setting.block, np.inf) for hit in hits
+    ]
 
 
 def independent_seconds(
