@@ -124,6 +124,8 @@ def _gate_predicate(
     }  # fmt: skip
     if measured.comparison is not None:
         documents["benchmark-comparison"] = measured.comparison
+    if prepared.quantization is not None:
+        documents["quantization"] = prepared.quantization
     for number, scan in enumerate(prepared.scans):
         documents[f"scan-{number}-{scan.subject_kind}"] = scan
     evidence = {

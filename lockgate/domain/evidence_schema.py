@@ -14,7 +14,12 @@ from pydantic.json_schema import models_json_schema
 
 from lockgate.domain.attestation import GATE_TYPE, GatePredicate
 from lockgate.domain.base import Frozen
-from lockgate.domain.evidence import BenchmarkEvidence, EvaluationEvidence, ScanEvidence
+from lockgate.domain.evidence import (
+    BenchmarkComparison,
+    BenchmarkEvidence,
+    EvaluationEvidence,
+    ScanEvidence,
+)
 from lockgate.domain.gates import GateReport
 from lockgate.domain.quantization import QuantizationReport
 
@@ -24,6 +29,7 @@ KINDS: Mapping[str, type[Frozen]] = {
     "quantization": QuantizationReport,
     "evaluation": EvaluationEvidence,
     "benchmark": BenchmarkEvidence,
+    "benchmark-comparison": BenchmarkComparison,
 }
 
 _NUMBERED = re.compile(r"(scan)-\d+-[a-z]+")
