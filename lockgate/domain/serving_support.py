@@ -8,7 +8,8 @@ Sources of the rows, each named in the row:
 [1] vLLM documentation, "Quantization / Supported Hardware" (docs/features/quantization/README.md, v0.14).
 [2] vLLM documentation v0.32, FP8 W8A8: compute capability >= 8.9; from 7.5 on weight-only through Marlin.
 [3] vLLM documentation, INT8 W8A8: compute capability 7.5 to below 10.0; Blackwell is not supported.
-[4] vLLM 0.32.0 source, `get_min_capability` of the compressed-tensors schemes and of the mixed-precision kernels.
+[4] vLLM 0.32.0 source: `get_min_capability` of the compressed-tensors schemes, `get_min_capability` and `can_implement` of the
+    mixed-precision kernels.
 [5] measured with vLLM 0.32.0 on a CPU with AVX-512 without AMX: docs/quantization.md.
 """
 
@@ -136,7 +137,7 @@ MATRIX: tuple[Row, ...] = (
         row
         for scheme in ("w4a16-int", "w4a16-int-asymmetric")
         for row in (
-            Row(scheme=scheme, device="cpu", served=Served.WELL, reason="CPU WNA16 kernel", source="[1] [5]"),
+            Row(scheme=scheme, device="cpu", served=Served.WELL, reason="CPU WNA16 kernel", source="[1] [4]"),
             Row(scheme=scheme, device="xpu", served=Served.WELL, reason="XPU WNA16 kernel", source="[1]"),
         )
     ),
