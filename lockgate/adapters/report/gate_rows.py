@@ -79,7 +79,8 @@ def recipe_row(
 
 def _benchmark_row(row: Mapping[str, Any]) -> BenchmarkRow:
     metric = str(row["metric"])
-    unit = "tok/s" if "tokens per second" in metric or "tokens/s" in metric else "ms"
+    absolute = "tok/s" if "tokens per second" in metric else "ms"
+    unit = str(row.get("unit", absolute))
     ratio = row.get("ratio")
     return BenchmarkRow(
         profile=str(row["profile"]),
