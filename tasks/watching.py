@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lockgate.adapters import metrics
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.judge import Judge, JudgeReport
+from lockgate.domain.judge import JudgeReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import JudgeVerdict, Look, SlotReadiness, SmokeResult, Verification
@@ -19,7 +19,7 @@ from lockgate.domain.trace import Track
 from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
-from tasks.judging import StepTrace, judge_config
+from tasks.judging import StepJudge, StepTrace, baking
 from tasks.supply import verifications
 from tasks.workspace import Workspace
 
@@ -48,6 +48,9 @@ class Watcher:
         self.state = state
         self.cluster = workspace.cluster()
         self._canary = state.step is not None and state.weight > 0
+        self._judge = StepJudge(state) if self._canary or baking(state) else None
+        if self._judge is not None and not self._judge.active:
+            self._judge = None
         self._policy: Policy | None = None
         self._smoke: SmokeResult | None = None
         self._verified: dict[Digest, tuple[float, Verification]] = {}
@@ -55,7 +58,7 @@ class Watcher:
         self._asked_remote = time.monotonic()
         self._report: JudgeReport | None = None
         self._verdict: JudgeVerdict | None = None
-        self._seen = self._last_entry() if self._canary else time.time()
+        self._seen = self._last_entry(self._judge) if self._judge is not None else time.time()
 
     def look(self) -> Look:
         """Everything that can be seen now. What cannot be seen is None; nothing here raises for what is merely away."""
@@ -63,8 +66,8 @@ class Watcher:
         blind = max(0.0, time.time() - self._seen)
         status = self._status()
         slots = self._slots(status)
-        if self._canary:
-            self._scrape(status)
+        if self._judge is not None:
+            self._scrape(self._judge, status)
         elif status is not None:
             self._seen = time.time()
         subject = self._subject()
@@ -89,7 +92,9 @@ class Watcher:
     def rest(self) -> None:
         """Until the next look."""
         spec = self.state.canary
-        time.sleep(spec.scrape_seconds if self._canary and spec is not None else REST_SECONDS)
+        time.sleep(
+            spec.scrape_seconds if self._judge is not None and spec is not None else REST_SECONDS
+        )
 
     def keep_report(self) -> None:
         """Store the report that the present verdict names: a transition is about to rest on it."""
@@ -147,7 +152,7 @@ class Watcher:
         )
 
     def _subject(self) -> Occupant | None:
-        if Phase.BAKING in (self.state.phase, self.state.held_from):
+        if baking(self.state):
             return self._stable()
         return self.state.occupant(self.state.free_slot)
 
@@ -204,7 +209,7 @@ class Watcher:
         failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)
         return Verification(candidate=candidate.digest, ok=not failures, failures=failures)
 
-    def _last_entry(self) -> float:
+    def _last_entry(self, judge: StepJudge) -> float:
         """Opens the step's trace and replays it; the time of its newest entry, or of the step's beginning."""
         state = self.state
         layout = self.workspace.layout
@@ -212,18 +217,18 @@ class Watcher:
             layout.trace(state.model, state.environment, state.began),
             layout.looks(state.model, state.environment, state.began),
         )
-        self._judge = Judge(judge_config(state))
-        newest = self._trace.replay(self._judge)
-        self._conclude(self._judge.decided())
+        newest = self._trace.replay(judge)
+        self._conclude(judge.decided())
         began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
         return newest if newest is not None else began
 
-    def _scrape(self, status: ClusterStatus | None) -> None:
-        if status is None or self.state.stable is None:
+    def _scrape(self, judge: StepJudge, status: ClusterStatus | None) -> None:
+        stable = self.state.stable
+        if status is None or stable is None:
             return
-        tracks: dict[str, Track] = {
-            self.state.stable.value: "baseline", self.state.stable.other.value: "canary",
-        }  # fmt: skip
+        # After promotion the new version is stable, and what is compared with it is the old one.
+        new = stable if baking(self.state) else stable.other
+        tracks: dict[str, Track] = {new.other.value: "baseline", new.value: "canary"}
         try:
             targets = self.cluster.scrape_targets(self.state.model)
         except LockgateError as error:
@@ -232,16 +237,19 @@ class Watcher:
         records = metrics.scrape(targets, tracks, time=time.time())
         self._trace.append(records)
         for record in records:
-            self._judge.observe(record)
-        if {record.track for record in records if record.up} == {"baseline", "canary"}:
+            judge.observe(record)
+        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
+        if needed <= {record.track for record in records if record.up}:
             self._seen = time.time()
-        report = self._judge.look(time.time())
-        self._trace.said(report)
-        self._conclude(self._judge.decided() or report)
+        report = judge.look(time.time())
+        if report is not None:
+            self._trace.said(report)
+        self._conclude(judge.decided() or report)
 
     def _conclude(self, report: JudgeReport | None) -> None:
         """Turn a report that says anything into the verdict of the look; a decision stands once it is reached."""
-        if report is None or self._verdict_is("pass") or self._verdict_is("fail"):
+        decided = self._verdict_is("fail") or (self._canary and self._verdict_is("pass"))
+        if report is None or decided:
             return
         at = report.decided_at or report.time or time.time()
         self._report = report

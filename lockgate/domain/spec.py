@@ -163,6 +163,28 @@ class JudgeTuning(Frozen):
     """Metrics that may fail a step but need not be shown to be within their margin before it passes."""
 
 
+class LatencyObjective(Frozen):
+    """At least the share `quantile` of the requests takes at most `seconds`."""
+
+    quantile: Probability = 0.95
+    seconds: Annotated[float, Field(gt=0)]
+
+
+class ServiceLevels(Frozen):
+    """Absolute objectives, judged after promotion. What is not given is not judged."""
+
+    ttft: LatencyObjective | None = None
+    """Time to first token."""
+    e2e: LatencyObjective | None = None
+    """From the request to its last token."""
+    error_ratio: Probability | None = None
+    """Largest share of server errors (5xx) at the gateway."""
+
+    @property
+    def empty(self) -> bool:
+        return self.ttft is None and self.e2e is None and self.error_ratio is None
+
+
 class CanarySpec(Frozen):
     steps: tuple[CanaryStep, ...] = Field(
         default=(
@@ -185,6 +207,12 @@ class CanarySpec(Frozen):
     """How long the candidate may take to become ready in its slot."""
     bake_seconds: Seconds = 300
     """How long the old version stays warm after promotion."""
+    control_percent: Annotated[int, Field(ge=0, le=50)] = 5
+    """Percent of the requests that stay on the old version during the bake, to compare with; 0 for none."""
+    slos: ServiceLevels = ServiceLevels()
+    """Limits that the new version is held to during the bake, with or without a control."""
+    max_verdict_age_seconds: Seconds = 1200
+    """After promotion an older `fail` rolls nothing back: the release is held, and a person decides."""
 
     @model_validator(mode="after")
     def _rising(self) -> CanarySpec:

@@ -181,6 +181,9 @@ def _baking(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
         return ended
+    state = scene.state
+    if state.weight and scene.fallback_fit() is False:
+        return _end_control(scene, look, "the control is not ready: the new version takes its part")
     bake = scene.spec.bake_seconds
     if scene.budget_used() < bake:
         return Wait(reason="baking", until=scene.at(bake))
@@ -190,7 +193,33 @@ def _baking(scene: Scene, look: Look) -> Transition | Wait:
             reason="the bake is over, but the new version is not seen to be ready: the old one stays",
             page=f"{scene.subject.release} is not ready at the end of its bake",
         )
+    if state.weight:
+        return _end_control(scene, look, "the bake is over")
     return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
+
+
+def _end_control(scene: Scene, look: Look, why: str) -> Transition | Wait:
+    """Give the control's traffic to the new version. The old one stays where it is, warm, until the bake is over and its
+    last answers are out."""
+    subject = scene.subject
+    return transition(
+        TransitionKind.END_CONTROL,
+        scene.state,
+        {"weight": 0, "control_ended": rfc3339(scene.now)},
+        subject,
+        f"slot {scene.subject_slot} takes all traffic: {why}",
+        reason=_baked(scene, look),
+    )
+
+
+def _baked(scene: Scene, look: Look) -> str:
+    """What the judge made of the bake, or that it made nothing of it."""
+    if look.verdict is not None:
+        return f"the bake: {look.verdict.verdict}: {look.verdict.summary}"
+    spec = scene.spec
+    if not spec.control_percent and spec.slos.empty:
+        return "nothing was judged during the bake: the spec has neither a control nor SLOs"
+    return "nothing was judged during the bake: nothing could be measured"
 
 
 def _draining(scene: Scene, look: Look) -> Transition | Wait:
@@ -282,9 +311,12 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
     changes |= {**RELEASE_CLEARED, "since": at, "began": state.generation + 1}
     if state.stable is None or target == len(steps):
         first = state.stable is None
+        # A first release has nothing to go back to: without an objective of its own there is nothing to bake.
+        plain = first and (scene.spec.slos.empty or not scene.spec.bake_seconds)
         changes |= {
-            "phase": Phase.STABLE if first else Phase.BAKING,
+            "phase": Phase.STABLE if plain else Phase.BAKING,
             "stable": scene.subject_slot,
+            "weight": 0 if first or not scene.spec.bake_seconds else scene.spec.control_percent,
             "last": LastRelease(
                 release=subject.release,
                 candidate=subject.candidate.digest,
@@ -293,7 +325,9 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
                 at=at,
             ),
         }
-        what = f"promote {subject.release}: slot {scene.subject_slot} takes all traffic"
+        control = changes["weight"]
+        takes = f"{100 - control}%, {control}% stay as control" if control else "all traffic"
+        what = f"promote {subject.release}: slot {scene.subject_slot} takes {takes}"
         return transition(
             TransitionKind.PROMOTE,
             state,
@@ -328,16 +362,18 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
         raise ValueError(f"phase {state.phase} without a stable slot")
     idle = state.stable.other
     occupant = state.occupant(idle)
-    if occupant is None:
-        raise ValueError(f"phase {state.phase} with the idle slot empty")
-    serving = occupant.candidate.serving
-    needed: float = serving.drain_seconds
-    if look.live_generation is None or look.live_generation < state.began:
-        needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
-    if scene.elapsed() < needed:
-        return Wait(
-            reason=f"slot {idle} drains: {needed:.0f} s", until=scene.at(needed, budget=False)
-        )
+    if occupant is not None:
+        serving = occupant.candidate.serving
+        needed: float = serving.drain_seconds
+        routed_since = state.generation if state.control_ended is not None else state.began
+        if look.live_generation is None or look.live_generation < routed_since:
+            needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
+        if scene.idle_for() < needed:
+            return Wait(
+                reason=f"slot {idle} drains: {needed:.0f} s",
+                until=scene.idle_at(needed),
+            )
+        what += f"; slot {idle} is emptied"
     changes: dict[str, Any] = {
         **RELEASE_CLEARED,
         idle.value: None,
@@ -345,6 +381,15 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
         "since": rfc3339(scene.now),
         "began": state.generation + 1,
     }
+    verdict = scene.verdict_ref(look.verdict) if scene.baking and look.verdict is not None else None
+    if verdict is not None:
+        changes["verdicts"] = (*state.verdicts, verdict)
     return transition(
-        TransitionKind.FINISH, state, changes, scene.subject, f"{what}; slot {idle} is emptied"
+        TransitionKind.FINISH,
+        state,
+        changes,
+        scene.subject,
+        what,
+        reason=_baked(scene, look) if scene.baking else "",
+        verdict=verdict,
     )

@@ -83,6 +83,15 @@ class Scene:
         """Seconds since the step began. A clock that ran backwards counts as no time at all."""
         return self._since(self.state.since)
 
+    def idle_for(self) -> float:
+        """Seconds since the slot without traffic lost the last of it."""
+        return self._since(self.state.control_ended or self.state.since)
+
+    def idle_at(self, seconds: float) -> str:
+        """The moment at which `idle_for` reaches `seconds`."""
+        begin = self.state.control_ended or self.state.since
+        return rfc3339((parse_time(begin) if begin else self.now) + timedelta(seconds=seconds))
+
     def budget_used(self) -> float:
         """Seconds of the step's time budget that are spent: a lifted hold gives it anew."""
         return min(self.elapsed(), self._since(self.state.resumed or self.state.since))

@@ -33,7 +33,7 @@ from lockgate.domain.rollout import (
     start,
 )
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.domain.spec import CanarySpec, CanaryStep
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     BEGIN,
@@ -83,6 +83,8 @@ def specs() -> st.SearchStrategy[CanarySpec]:
         outage_budget_seconds=st.just(120.0),
         ready_seconds=st.just(600.0),
         bake_seconds=st.sampled_from([0.0, 300.0]),
+        control_percent=st.sampled_from([0, 5]),
+        slos=st.sampled_from([ServiceLevels(), ServiceLevels(error_ratio=0.01)]),
     )
 
 
@@ -328,8 +330,9 @@ class EveryRun(RuleBasedStateMachine):
             assert after.weights().get(slot, 0) == 0
             assert was is None or now is None, "a slot is emptied before it is filled"
             if was is not None and before.phase in (Phase.DRAINING, Phase.BAKING):
-                assert before.since is not None
-                waited = (self.now - parse_time(before.since)).total_seconds()
+                since = before.control_ended or before.since
+                assert since is not None
+                waited = (self.now - parse_time(since)).total_seconds()
                 assert waited >= was.candidate.serving.drain_seconds
 
     def check_traffic(
@@ -356,11 +359,20 @@ class EveryRun(RuleBasedStateMachine):
                     rejected = isinstance(observation.decision, Rejection)
                     assert rejected or observation.blind_seconds > 120
                 continue
+            if answer.kind is TransitionKind.END_CONTROL:
+                assert slot is before.stable
+                assert slot is after.stable
+                continue
             assert answer.kind in (TransitionKind.RAISE, TransitionKind.PROMOTE)
             assert isinstance(observation, Look)
             seen = observation.slot(slot)
             assert seen is not None
             assert seen.fit(digest)
+            if slot is before.stable:
+                # The control, after a last step that left the old version less than that.
+                assert answer.kind is TransitionKind.PROMOTE
+                assert observation.fallback_verification == Verification(candidate=digest, ok=True)
+                continue
             assert observation.verification == Verification(candidate=digest, ok=True)
             assert before.step is not None or observation.smoke is not None
             if before.stable is not None:
@@ -415,6 +427,11 @@ class EveryRun(RuleBasedStateMachine):
         assert had_ended or good.last.outcome is Outcome.PROMOTED
 
         bad = self.future("fail")
+        if bad.stable is not None and bad.free_slot and bad.phase is Phase.HELD:
+            assert bad.occupant(bad.free_slot) is None, (
+                "held only where there is nothing to go back to"
+            )
+            return
         assert bad.phase in QUIET
         assert bad.last is not None
         assert had_ended or bad.last.outcome is Outcome.ROLLED_BACK
@@ -425,7 +442,8 @@ class EveryRun(RuleBasedStateMachine):
         blind = Rollout(self.state)
         blind.now = self.now
         blind.sees(blind_seconds=121.0)
-        assert blind.state.weight == 0
+        if Phase.BAKING not in (self.state.phase, self.state.held_from):
+            assert blind.state.weight == 0
 
     def future(self, word: str | None, *, people_help: bool = False) -> ReleaseState:
         """The state after enough looks with this verdict, all else well; with people who lift holds and approve."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lockgate.domain.release_state import Outcome, Phase, Slot
+from lockgate.domain.release_state import Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
     AbortRequested,
     DenialLifted,
@@ -19,6 +19,7 @@ from lockgate.domain.rollout import (
     advance,
     start,
 )
+from lockgate.domain.spec import ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     SPEC,
@@ -58,10 +59,14 @@ def test_a_good_candidate_climbs_the_steps_bakes_and_leaves_one_version() -> Non
     for _ in range(2):
         rollout.after(60).hears("pass")
         weights.append(rollout.state.weights())
-    assert weights == [{Slot.A: 95, Slot.B: 5}, {Slot.A: 50, Slot.B: 50}, {Slot.B: 100, Slot.A: 0}]
+    assert weights == [{Slot.A: 95, Slot.B: 5}, {Slot.A: 50, Slot.B: 50}, {Slot.B: 95, Slot.A: 5}]
     assert rollout.state.phase is Phase.BAKING
     assert rollout.state.stable is Slot.B
     assert isinstance(rollout.after(299).sees(), Wait)
+    rollout.after(1).sees()
+    assert kinds(rollout)[-1] is TransitionKind.END_CONTROL
+    assert rollout.state.weights() == {Slot.B: 100, Slot.A: 0}
+    assert isinstance(rollout.after(44).sees(), Wait)
     rollout.after(1).sees()
     assert (rollout.state.phase, rollout.state.a, rollout.state.weights()) == (
         Phase.STABLE,
@@ -352,6 +357,70 @@ def test_an_old_fail_of_the_bake_is_for_a_person_to_decide() -> None:
     assert rollout.state.stable is Slot.B
     rollout.observes(HoldLifted(release="r-new", by="mara"))
     rollout.after(300).sees(verdict=old)
+    rollout.after(60).sees(verdict=old)
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_fail_of_the_bake_waits_until_the_promotion_is_in_force() -> None:
+    rollout = in_bake()
+    early = rollout.sees(
+        verdict=verdict("fail", rollout.now), live_generation=rollout.state.began - 1
+    )
+    assert isinstance(early, Wait)
+    rollout.hears("fail")
+    assert rollout.state.last is not None
+    assert rollout.state.last.outcome is Outcome.ROLLED_BACK
+
+
+def test_a_control_that_dies_gives_its_part_to_the_new_version_and_the_bake_goes_on() -> None:
+    rollout = in_bake()
+    rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    assert (rollout.state.phase, rollout.state.weights()[Slot.B]) == (Phase.BAKING, 100)
+    assert rollout.state.a is not None
+    assert isinstance(rollout.after(200).sees(), Wait)
+    rollout.after(100).sees()
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_metrics_missing_during_the_bake_move_nothing() -> None:
+    rollout = in_bake()
+    assert isinstance(rollout.after(200).sees(blind_seconds=200), Wait)
+    assert rollout.state.stable is Slot.B
+
+
+@pytest.mark.parametrize("control", [0, 5])
+def test_the_end_of_the_bake_says_what_was_judged(control: int) -> None:
+    rollout = in_canary(SPEC.model_copy(update={"control_percent": control}), steps_passed=2)
+    assert rollout.state.weight == control
+    rollout.after(300).sees()
+    answer = rollout.after(60).sees()
+    assert isinstance(answer, Transition) or control == 0
+    assert "nothing was judged during the bake" in rollout.transitions[-1].reason
+    assert ("neither a control nor SLOs" in rollout.transitions[-1].reason) is (control == 0)
+
+
+def test_a_first_release_with_objectives_is_baked_and_held_if_it_breaks_them() -> None:
+    levels = ServiceLevels(error_ratio=0.01)
+    rollout = Rollout()
+    rollout.start("new", SPEC.model_copy(update={"slos": levels}))
+    rollout.sees()
+    assert (rollout.state.phase, rollout.state.weights()) == (Phase.BAKING, {Slot.A: 100})
+    good = Rollout(rollout.state)
+    good.after(400).hears("insufficient_data")
+    assert (good.state.phase, good.state.verdicts[-1].verdict) == (
+        Phase.STABLE,
+        "insufficient_data",
+    )
+    rollout.hears("fail")
+    assert rollout.state.phase is Phase.HELD
+
+
+def test_a_state_written_before_bakes_were_judged_is_still_read() -> None:
+    data = in_bake().state.to_data()
+    del data["control_ended"], data["canary"]["control_percent"], data["canary"]["slos"]
+    old = ReleaseState.model_validate({**data, "weight": 0})
+    rollout = Rollout(old).after(360 + 120)
+    rollout.sees()
     assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
 
 
