@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.judging import StepJudge, StepTrace, baking
-from tasks.supply import verifications
+from tasks.supply import missing_blobs, verifications
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -43,8 +44,10 @@ class Slots(NamedTuple):
 class Watcher:
     """Looks at one state of one release. A new state needs a new watcher."""
 
-    def __init__(self, workspace: Workspace, state: ReleaseState) -> None:
+    def __init__(self, workspace: Workspace, state: ReleaseState, *, proving: bool = False) -> None:
+        """`proving`: look for what a raise has to prove although nobody but a person would raise."""
         self.workspace = workspace
+        self._proving = proving
         self.state = state
         self.cluster = workspace.cluster()
         self._canary = state.step is not None and state.weight > 0
@@ -75,7 +78,7 @@ class Watcher:
         if promising and self.state.step is None and subject is not None:
             self._smoke_once(subject, status)
         proving = promising and (
-            self.state.step is None or self._verdict_is("pass") or not self._canary
+            self._proving or self.state.step is None or self._verdict_is("pass") or not self._canary
         )
         return Look(
             generation=self.state.generation,
@@ -97,9 +100,20 @@ class Watcher:
         )
 
     def keep_report(self) -> None:
-        """Store the report that the present verdict names: a transition is about to rest on it."""
-        if self._report is not None:
-            self.workspace.records.put_document(self._report.to_data())
+        """Store the report that the present verdict names: a transition is about to rest on it.
+
+        On this machine first: a rollback waits for no store.
+        """
+        if self._report is None:
+            return
+        document = self._report.to_data()
+        path = self.workspace.layout.kept_report(Digest.of_json(document).hex)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+        try:
+            self.workspace.records.put_document(document)
+        except (LockgateError, OSError) as error:
+            logger.warning("the report is kept on this machine only: %s", error)
 
     def moved_on(self) -> bool:
         """Whether the remote has a newer state than the one that is looked at. Asked now and then."""
@@ -160,7 +174,8 @@ class Watcher:
         return self.state.occupant(self.state.stable) if self.state.stable is not None else None
 
     def _is_promising(self, subject: Occupant | None, slots: Slots) -> bool:
-        if subject is None or self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD):
+        quiet = self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD)
+        if subject is None or (quiet and not self._proving):
             return False
         seen = slots.a if self.state.free_slot is Slot.A else slots.b
         return seen is not None and seen.fit(subject.candidate.digest)
@@ -207,6 +222,11 @@ class Watcher:
         if any(report.outage for report in reports):
             return None
         failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)
+        if not failures:
+            # Signed is not there: a garbage collector may have taken a layer.
+            images = (candidate.model, candidate.runtime)
+            lacking = [blob for image in images for blob in missing_blobs(self.workspace, image)]
+            failures = tuple(f"image: {blob} is not in the store" for blob in lacking)
         return Verification(candidate=candidate.digest, ok=not failures, failures=failures)
 
     def _last_entry(self, judge: StepJudge) -> float:

@@ -20,12 +20,14 @@ from lockgate.domain.release_state import (
     VerdictRef,
 )
 from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold
+from lockgate.domain.rollout.finishing import bake, drain
 from lockgate.domain.rollout.observations import (
     Approval,
     DenialLifted,
     JudgeVerdict,
     Look,
     Observation,
+    Promotion,
     Verification,
 )
 from lockgate.domain.rollout.requests import lift_denial, obey
@@ -174,56 +176,30 @@ def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
 
 
 def _held(scene: Scene, look: Look) -> Transition | Wait:
-    return end_if_in_danger(scene, look) or Wait(reason=f"held: {scene.state.held_reason}")
-
-
-def _baking(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
         return ended
-    state = scene.state
-    if state.weight and scene.fallback_fit() is False:
-        return _end_control(scene, look, "the control is not ready: the new version takes its part")
-    bake = scene.spec.bake_seconds
-    if scene.budget_used() < bake:
-        return Wait(reason="baking", until=scene.at(bake))
-    seen = scene.subject_readiness
-    if seen is None or not seen.fit(scene.subject.candidate.digest):
-        return Wait(
-            reason="the bake is over, but the new version is not seen to be ready: the old one stays",
-            page=f"{scene.subject.release} is not ready at the end of its bake",
-        )
-    if state.weight:
-        return _end_control(scene, look, "the bake is over")
-    return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
+    return _promoted_by_hand(scene, look) or Wait(reason=f"held: {scene.state.held_reason}")
 
 
-def _end_control(scene: Scene, look: Look, why: str) -> Transition | Wait:
-    """Give the control's traffic to the new version. The old one stays where it is, warm, until the bake is over and its
-    last answers are out."""
+def _promoted_by_hand(scene: Scene, look: Look) -> Transition | Wait | None:
+    """What a person's promotion comes to; None without one that fits this release and its next steps."""
+    asked = look.decision
+    if not isinstance(asked, Promotion) or scene.baking:
+        return None
     subject = scene.subject
-    return transition(
-        TransitionKind.END_CONTROL,
-        scene.state,
-        {"weight": 0, "control_ended": rfc3339(scene.now)},
-        subject,
-        f"slot {scene.subject_slot} takes all traffic: {why}",
-        reason=_baked(scene, look),
-    )
-
-
-def _baked(scene: Scene, look: Look) -> str:
-    """What the judge made of the bake, or that it made nothing of it."""
-    if look.verdict is not None:
-        return f"the bake: {look.verdict.verdict}: {look.verdict.summary}"
-    spec = scene.spec
-    if not spec.control_percent and spec.slos.empty:
-        return "nothing was judged during the bake: the spec has neither a control nor SLOs"
-    return "nothing was judged during the bake: nothing could be measured"
-
-
-def _draining(scene: Scene, look: Look) -> Transition | Wait:
-    return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+    fits = (asked.release, asked.candidate) == (subject.release, subject.candidate.digest)
+    if not fits or not _target(scene) <= asked.step <= len(scene.spec.steps):
+        return None
+    signed = [n for n in range(_target(scene), asked.step + 1) if _needs_approval(scene, n)]
+    if signed:
+        return Wait(
+            reason=f"step {signed[0] + 1} needs a signed approval: no promotion stands for it"
+        )
+    missing = _unproved(scene, look)
+    if missing is not None:
+        return Wait(reason=f"{asked.by} promotes {asked.release}, but {missing}")
+    return _raise(scene, look, None, by_hand=asked)
 
 
 _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
@@ -231,8 +207,8 @@ _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
     Phase.CANARY: _canary,
     Phase.AWAITING_APPROVAL: _awaiting_approval,
     Phase.HELD: _held,
-    Phase.BAKING: _baking,
-    Phase.DRAINING: _draining,
+    Phase.BAKING: bake,
+    Phase.DRAINING: drain,
 }
 
 
@@ -270,6 +246,10 @@ def _target(scene: Scene) -> int:
     return 0 if scene.state.step is None else scene.state.step + 1
 
 
+def _needs_approval(scene: Scene, step: int) -> bool:
+    return step < len(scene.spec.steps) and scene.spec.steps[step].approval
+
+
 def _approval(scene: Scene, look: Look) -> Approval | None:
     """The approval of the next raise in this look, if it is one and still holds."""
     yes = look.decision
@@ -284,16 +264,24 @@ def _approval(scene: Scene, look: Look) -> Approval | None:
     return yes
 
 
-def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition | Wait:
+def _raise(
+    scene: Scene,
+    look: Look,
+    passed: JudgeVerdict | None,
+    *,
+    by_hand: Promotion | None = None,
+) -> Transition | Wait:
     """On to the next step, all being proved: more traffic, the wait for an approval, or promotion."""
     state, subject, steps = scene.state, scene.subject, scene.spec.steps
-    target = _target(scene)
+    target = by_hand.step if by_hand is not None else _target(scene)
     ref: VerdictRef | None = scene.verdict_ref(passed) if passed is not None else None
     changes: dict[str, Any] = {}
     if ref is not None:
         changes["verdicts"] = (*state.verdicts, ref)
     reason = passed.summary if passed is not None else ""
-    needs_approval = target < len(steps) and steps[target].approval
+    if by_hand is not None:
+        reason = f"promoted by {by_hand.by} without the judge's pass: {by_hand.reason}"
+    needs_approval = _needs_approval(scene, target)
     approval = _approval(scene, look) if needs_approval else None
     if needs_approval and approval is None:
         changes["phase"] = Phase.AWAITING_APPROVAL
@@ -307,6 +295,7 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
             verdict=ref,
         )
     approved_by = approval.by if approval is not None else None
+    requested_by = by_hand.by if by_hand is not None else None
     at = rfc3339(scene.now)
     changes |= {**RELEASE_CLEARED, "since": at, "began": state.generation + 1}
     if state.stable is None or target == len(steps):
@@ -321,7 +310,7 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
                 release=subject.release,
                 candidate=subject.candidate.digest,
                 outcome=Outcome.PROMOTED,
-                reason="first release" if first else "every step passed",
+                reason=_why_promoted(first, by_hand),
                 at=at,
             ),
         }
@@ -337,6 +326,7 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
             reason=reason,
             verdict=ref,
             approved_by=approved_by,
+            requested_by=requested_by,
         )
     changes |= {"phase": Phase.CANARY, "step": target, "weight": steps[target].weight}
     return transition(
@@ -348,48 +338,11 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
         reason=reason,
         verdict=ref,
         approved_by=approved_by,
+        requested_by=requested_by,
     )
 
 
-def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
-    """Empty the slot without traffic, once no request can be left in it.
-
-    Where the gateway is seen to carry out the weight 0, its last streams get the drain time of the serving spec. Where that
-    cannot be seen, the allowance for stopping servers and for outages is added.
-    """
-    state = scene.state
-    if state.stable is None:
-        raise ValueError(f"phase {state.phase} without a stable slot")
-    idle = state.stable.other
-    occupant = state.occupant(idle)
-    if occupant is not None:
-        serving = occupant.candidate.serving
-        needed: float = serving.drain_seconds
-        routed_since = state.generation if state.control_ended is not None else state.began
-        if look.live_generation is None or look.live_generation < routed_since:
-            needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
-        if scene.idle_for() < needed:
-            return Wait(
-                reason=f"slot {idle} drains: {needed:.0f} s",
-                until=scene.idle_at(needed),
-            )
-        what += f"; slot {idle} is emptied"
-    changes: dict[str, Any] = {
-        **RELEASE_CLEARED,
-        idle.value: None,
-        "phase": Phase.STABLE,
-        "since": rfc3339(scene.now),
-        "began": state.generation + 1,
-    }
-    verdict = scene.verdict_ref(look.verdict) if scene.baking and look.verdict is not None else None
-    if verdict is not None:
-        changes["verdicts"] = (*state.verdicts, verdict)
-    return transition(
-        TransitionKind.FINISH,
-        state,
-        changes,
-        scene.subject,
-        what,
-        reason=_baked(scene, look) if scene.baking else "",
-        verdict=verdict,
-    )
+def _why_promoted(first: bool, by_hand: Promotion | None) -> str:
+    if by_hand is not None:
+        return f"promoted by {by_hand.by}: {by_hand.reason}"
+    return "first release" if first else "every step passed"

@@ -22,6 +22,7 @@ from lockgate.domain.rollout import (
     HoldRequested,
     Look,
     Observation,
+    Promotion,
     Rejection,
     SlotReadiness,
     SmokeResult,
@@ -290,6 +291,14 @@ class EveryRun(RuleBasedStateMachine):
                 by=st.just("m"),
             )
             | st.builds(
+                Promotion,
+                release=release,
+                candidate=digests,
+                step=st.integers(0, 4),
+                by=st.just("m"),
+                reason=st.just("x"),
+            )
+            | st.builds(
                 Rejection, release=release, candidate=digests, by=st.just("m"), reason=st.just("no")
             ),
             blind_seconds=st.sampled_from([0.0, 0.0, 0.0, 60.0, 121.0]),
@@ -382,11 +391,16 @@ class EveryRun(RuleBasedStateMachine):
                 assert other is not None
                 assert other.fit(stable.candidate.digest)
             if after.step is not None and after.canary is not None:
-                assert after.step == (0 if before.step is None else before.step + 1)
+                following = 0 if before.step is None else before.step + 1
+                by_hand = isinstance(observation.decision, Promotion)
+                assert after.step == following or (by_hand and after.step > following)
                 if after.canary.steps[after.step].approval:
                     assert isinstance(observation.decision, Approval)
                     assert answer.trailers["Approved-by"] == observation.decision.by
-            if before.step is not None:
+            if before.phase is Phase.HELD:
+                assert isinstance(observation.decision, Promotion)
+                assert answer.trailers["Requested-by"] == observation.decision.by
+            elif before.step is not None:
                 assert (before.step, "pass") in {(v.step, v.verdict) for v in after.verdicts}
 
     @invariant()

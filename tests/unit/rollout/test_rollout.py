@@ -10,6 +10,7 @@ from lockgate.domain.rollout import (
     DenialLifted,
     HoldLifted,
     HoldRequested,
+    Promotion,
     Rejection,
     SmokeResult,
     Transition,
@@ -529,3 +530,65 @@ def test_the_words_of_a_person_cannot_forge_a_trailer() -> None:
     assert "\n" not in answer.subject
     assert all("\n" not in value for value in answer.trailers.values())
     assert "Approved-by" not in answer.trailers
+
+
+def promotion(rollout: Rollout, step: int) -> Promotion:
+    under_test = rollout.state.occupant(rollout.state.free_slot)
+    assert under_test is not None
+    return Promotion(
+        release=under_test.release,
+        candidate=under_test.candidate.digest,
+        step=step,
+        by="mara",
+        reason="seen by hand",
+    )
+
+
+def test_a_person_takes_a_held_release_on_by_name_and_reason() -> None:
+    for step, phase, weight in ((1, Phase.CANARY, 50), (2, Phase.BAKING, 5)):
+        rollout = in_canary()
+        rollout.after(300).hears("insufficient_data")
+        assert rollout.state.phase is Phase.HELD
+        answer = rollout.sees(decision=promotion(rollout, step))
+        assert isinstance(answer, Transition)
+        assert answer.trailers["Requested-by"] == "mara"
+        assert "seen by hand" in answer.reason
+        assert (rollout.state.phase, rollout.state.weight) == (phase, weight)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"verification": None},
+        {"verification": Verification(candidate=candidate("new").digest, ok=False)},
+        {"fallback_verification": None},
+        {"a": fit(occupant("old"), sized=False)},
+        {"b": fit(occupant("new"), ready=False)},
+    ],
+)
+def test_no_person_promotes_past_what_a_raise_has_to_prove(lacking: dict[str, object]) -> None:
+    rollout = in_canary()
+    rollout.after(300).hears("insufficient_data")
+    rollout.sees(decision=promotion(rollout, 2), **lacking)
+    assert rollout.state.weight in (0, 5)
+    assert rollout.state.stable is Slot.A
+
+
+def test_no_person_promotes_past_a_fail_a_signed_approval_or_another_release() -> None:
+    failed = in_canary()
+    failed.after(300).hears("insufficient_data")
+    failed.sees(decision=promotion(failed, 2), verdict=verdict("fail", failed.now))
+    assert failed.state.phase is Phase.DRAINING
+    unsigned = in_canary(SPEC_WITH_APPROVAL)
+    unsigned.after(300).hears("insufficient_data")
+    for step in (1, 2):
+        assert isinstance(unsigned.sees(decision=promotion(unsigned, step)), Wait)
+    waiting = in_canary(SPEC_WITH_APPROVAL)
+    waiting.after(60).hears("pass")
+    assert isinstance(waiting.sees(decision=promotion(waiting, 2)), Wait)
+    other = in_canary()
+    other.after(300).hears("insufficient_data")
+    late = promotion(other, 1).model_copy(update={"release": "r-before"})
+    assert isinstance(other.sees(decision=late), Wait)
+    back = promotion(other, 0)
+    assert isinstance(other.sees(decision=back), Wait)
