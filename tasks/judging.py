@@ -27,7 +27,7 @@ from lockgate.domain.judge.config import MetricKind
 from lockgate.domain.objectives import Objectives, combined, without_control
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.spec import CanarySpec
+from lockgate.domain.spec import CanarySpec, CanaryStep
 from lockgate.domain.trace import RequestRow, Scrape, parse_line, to_line
 from lockgate.errors import MetricsError, UsageError
 
@@ -59,8 +59,17 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
-        canary_weight=step.weight / 100 if step.weight < 100 else None,
+        canary_weight=_share(step),
     )
+
+
+def _share(step: CanaryStep) -> float | None:
+    """The canary's part of all requests that either track answers; None where the other gets none."""
+    part = step.weight / 100
+    if step.traffic == "mirror":
+        # Copies come on top of what stable answers.
+        part = step.mirror_percent / (100 + step.mirror_percent)
+    return part if 0 < part < 1 else None
 
 
 def _bake_config(state: ReleaseState, spec: CanarySpec, start: float) -> JudgeConfig:

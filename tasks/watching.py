@@ -50,7 +50,7 @@ class Watcher:
         self._proving = proving
         self.state = state
         self.cluster = workspace.cluster()
-        self._canary = state.step is not None and state.weight > 0
+        self._canary = state.step is not None
         self._judge = StepJudge(state) if self._canary or baking(state) else None
         if self._judge is not None and not self._judge.active:
             self._judge = None
@@ -279,6 +279,11 @@ class Watcher:
             summary="; ".join(report.reasons[:3]) or report.verdict.value,
             at=rfc3339(datetime.fromtimestamp(at, UTC)),
         )
+
+    def _by_header_only(self) -> bool:
+        """A step that waits for no verdict."""
+        spec, step = self.state.canary, self.state.step
+        return spec is not None and step is not None and spec.steps[step].traffic == "header"
 
     def _verdict_is(self, name: str) -> bool:
         return self._verdict is not None and self._verdict.verdict == name

@@ -213,5 +213,13 @@ class ReleaseState(Frozen):
             weights[self.stable.other] = self.weight
         return weights
 
+    def mirrored(self) -> tuple[Slot, int] | None:
+        """The slot that gets copies of the requests, and their percentage; None outside of a mirror step."""
+        slot = self.canary_slot
+        if slot is None or self.step is None or self.canary is None:
+            return None
+        step = self.canary.steps[self.step]
+        return (slot, step.mirror_percent) if step.traffic == "mirror" else None
+
     def is_denied(self, candidate: Digest) -> Denied | None:
         return next((d for d in self.denylist if d.candidate == candidate), None)

@@ -124,8 +124,13 @@ class BenchmarkSpec(Frozen):
 class CanaryStep(Frozen):
     """One raise of the canary's weight."""
 
-    weight: Annotated[int, Field(ge=1, le=100)]
-    """Percent of the requests that the gateway sends to the canary."""
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """Percent of the requests that the gateway sends to the canary; 0 for `mirror` and `header`."""
+    traffic: Literal["weighted", "mirror", "header"] = "weighted"
+    """`mirror`: users are answered by stable, and the canary gets copies whose answers nobody sees. `header`: only requests
+    that ask for the canary's slot by header; nothing is judged but crashes."""
+    mirror_percent: Annotated[int, Field(ge=1, le=100)] = 100
+    """Percent of the requests that a `mirror` step copies: each costs the canary a whole answer."""
     judge_latency: bool = True
     """False for a small safety step: at unequal load a latency comparison is not like with like."""
     min_seconds: Seconds = 60
@@ -134,6 +139,12 @@ class CanaryStep(Frozen):
     """Time budget: without a verdict by then the step ends as insufficient data."""
     approval: bool = False
     """Wait for a release manager before this raise."""
+
+    @model_validator(mode="after")
+    def _traffic_and_weight(self) -> CanaryStep:
+        if (self.weight > 0) != (self.traffic == "weighted"):
+            raise ValueError(f"a {self.traffic} step cannot have weight {self.weight}")
+        return self
 
 
 class JudgeMargins(Frozen):
@@ -217,8 +228,11 @@ class CanarySpec(Frozen):
     @model_validator(mode="after")
     def _rising(self) -> CanarySpec:
         weights = [s.weight for s in self.steps]
-        if weights != sorted(set(weights)):
-            raise ValueError("canary steps must rise in weight")
+        taken = [weight for weight in weights if weight]
+        if weights != sorted(weights) or taken != sorted(set(taken)):
+            raise ValueError("canary steps must rise in weight, those without any first")
+        if not taken:
+            raise ValueError("a canary needs a step with weight")
         return self
 
 

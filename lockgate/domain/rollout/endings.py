@@ -114,7 +114,7 @@ def end(
     word is enough, and so is an outage that has used up its budget; else the next look decides.
     """
     state = scene.state
-    if scene.had_traffic:
+    if scene.moves_traffic:
         fit = scene.fallback_fit()
         if fit is False:
             return hold(

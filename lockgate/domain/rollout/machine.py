@@ -133,6 +133,8 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     step = scene.spec.steps[scene.state.step or 0]
     verdict = look.verdict
     used = scene.budget_used()
+    if step.traffic == "header":
+        return _header_step(scene, look)
     overdue = used > step.max_seconds + scene.spec.outage_budget_seconds
     if verdict is not None and verdict.verdict == "pass":
         if scene.elapsed() < step.min_seconds:
@@ -158,6 +160,15 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     if scene.spec.on_insufficient_data == "rollback":
         return end(scene, doubt, verdict=ref)
     return hold(scene, doubt, verdict=ref)
+
+
+def _header_step(scene: Scene, look: Look) -> Transition | Wait:
+    """Only those who ask for the canary by header meet it: too few to judge. It stands for its time, and nothing crashed."""
+    seconds = scene.spec.steps[scene.state.step or 0].min_seconds
+    if scene.elapsed() < seconds:
+        return Wait(reason="by header only", until=scene.at(seconds, budget=False))
+    missing = _unproved(scene, look)
+    return Wait(reason=missing) if missing is not None else _raise(scene, look, None)
 
 
 def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
@@ -279,6 +290,8 @@ def _raise(
     if ref is not None:
         changes["verdicts"] = (*state.verdicts, ref)
     reason = passed.summary if passed is not None else ""
+    if passed is None and state.step is not None and steps[state.step].traffic == "header":
+        reason = "the step before was by header only: nothing was judged"
     if by_hand is not None:
         reason = f"promoted by {by_hand.by} without the judge's pass: {by_hand.reason}"
     needs_approval = _needs_approval(scene, target)
@@ -329,12 +342,18 @@ def _raise(
             requested_by=requested_by,
         )
     changes |= {"phase": Phase.CANARY, "step": target, "weight": steps[target].weight}
+    step = steps[target]
+    to = {
+        "weighted": f"raise {subject.release} to {step.weight}%",
+        "mirror": f"mirror {step.mirror_percent}% of the requests to {subject.release}",
+        "header": f"open {subject.release} to requests that ask for it by header",
+    }[step.traffic]
     return transition(
         TransitionKind.RAISE,
         state,
         changes,
         subject,
-        f"raise {subject.release} to {steps[target].weight}% (step {target + 1} of {len(steps)})",
+        f"{to} (step {target + 1} of {len(steps)})",
         reason=reason,
         verdict=ref,
         approved_by=approved_by,

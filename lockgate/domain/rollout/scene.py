@@ -49,8 +49,14 @@ class Scene:
 
     @property
     def had_traffic(self) -> bool:
-        """Whether ending this release moves traffic. A candidate without a step never had any."""
+        """Whether requests may be in the candidate's slot. One without a step never had any."""
         return self.baking or self.state.step is not None
+
+    @property
+    def moves_traffic(self) -> bool:
+        """Whether ending this release sends users elsewhere than before: not where the candidate got copies, or was asked for
+        by header only."""
+        return self.baking or self.state.weight > 0
 
     @property
     def spec(self) -> CanarySpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from lockgate.domain.release_state import Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
@@ -20,7 +21,7 @@ from lockgate.domain.rollout import (
     advance,
     start,
 )
-from lockgate.domain.spec import ServiceLevels
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     SPEC,
@@ -592,3 +593,42 @@ def test_no_person_promotes_past_a_fail_a_signed_approval_or_another_release() -
     assert isinstance(other.sees(decision=late), Wait)
     back = promotion(other, 0)
     assert isinstance(other.sees(decision=back), Wait)
+
+
+def test_a_mirror_step_is_judged_before_any_user_meets_the_candidate() -> None:
+    mirror = CanaryStep(weight=0, traffic="mirror", mirror_percent=40, max_seconds=300)
+    spec = SPEC.model_copy(update={"steps": (mirror, *SPEC.steps)})
+    rollout = in_canary(spec)
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.CANARY, 0)
+    assert rollout.state.mirrored() == (Slot.B, 40)
+    assert isinstance(rollout.after(60).sees(), Wait)
+    failed = Rollout(rollout.state).after(120)
+    # Users are not moved, so it does not matter whether stable can be seen.
+    failed.sees(verdict=verdict("fail", failed.now), a=None)
+    assert failed.state.phase is Phase.DRAINING
+    assert failed.state.is_denied(candidate("new").digest)
+    rollout.hears("pass")
+    assert (rollout.state.weight, rollout.state.mirrored()) == (5, None)
+
+
+def test_a_header_step_needs_no_verdict_but_its_time_and_all_that_a_raise_proves() -> None:
+    header = CanaryStep(weight=0, traffic="header", min_seconds=30)
+    rollout = in_canary(SPEC.model_copy(update={"steps": (header, *SPEC.steps)}))
+    assert (rollout.state.step, rollout.state.weight) == (0, 0)
+    assert isinstance(rollout.after(29).sees(), Wait)
+    assert isinstance(rollout.after(1).sees(verification=None), Wait)
+    answer = rollout.sees()
+    assert isinstance(answer, Transition)
+    assert "nothing was judged" in answer.reason
+    assert rollout.state.weight == 5
+
+
+def test_steps_without_weight_come_first_and_a_canary_has_one_with_weight() -> None:
+    weighted, header = CanaryStep(weight=5), CanaryStep(weight=0, traffic="header")
+    for steps in ((weighted, header), (header,)):
+        with pytest.raises(ValidationError):
+            CanarySpec(steps=steps)
+    with pytest.raises(ValidationError):
+        CanaryStep(weight=0)
+    with pytest.raises(ValidationError):
+        CanaryStep(weight=5, traffic="mirror")
