@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +24,6 @@ from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.gates.benchmark import benchmark_gate
 from lockgate.domain.gates.evaluation import evaluation_gate
 from lockgate.domain.gates.scan import scan_gate
-from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import Policy
 from lockgate.domain.rollout.transitions import rfc3339
 from lockgate.domain.spec import Recipe, ReleaseSpec
@@ -183,14 +181,6 @@ def verifications(
         ),
         signing.verify(store, candidate.runtime, rules, candidate=None, require_gates=()),
     )
-
-
-def missing_blobs(workspace: Workspace, image: ImageRef) -> list[Digest]:
-    """Layers and configuration of an image that a node could not pull now. `RegistryError` where that cannot be asked."""
-    body, _ = workspace.store.get_manifest(image.repository, str(image.digest))
-    manifest = json.loads(body)
-    wanted = [Digest(part["digest"]) for part in (manifest["config"], *manifest["layers"])]
-    return [blob for blob in wanted if not workspace.store.has_blob(image.repository, blob)]
 
 
 def _as_markdown(report: GateReport) -> str:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from lockgate.adapters import metrics
+from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.judge import JudgeReport
@@ -21,7 +22,7 @@ from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.judging import StepJudge, StepTrace, baking
-from tasks.supply import missing_blobs, verifications
+from tasks.supply import verifications
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -225,7 +226,9 @@ class Watcher:
         if not failures:
             # Signed is not there: a garbage collector may have taken a layer.
             images = (candidate.model, candidate.runtime)
-            lacking = [blob for image in images for blob in missing_blobs(self.workspace, image)]
+            lacking = [
+                blob for image in images for blob in missing_blobs(self.workspace.store, image)
+            ]
             failures = tuple(f"image: {blob} is not in the store" for blob in lacking)
         return Verification(candidate=candidate.digest, ok=not failures, failures=failures)
 
