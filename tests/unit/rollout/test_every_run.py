@@ -237,6 +237,19 @@ class EveryRun(RuleBasedStateMachine):
         )
         self.observe(asked)
 
+    @rule(data=st.data())
+    def a_push_is_lost(self, data: st.DataObject) -> None:
+        """The driver dies with its answer, or the remote never took it: the next one finds the state as it was, and the same
+        look gives the same answer."""
+        seen = data.draw(self.looks(), label="lost look")
+        lost = advance(self.state, seen, self.now)
+        self.observe(seen if data.draw(st.booleans(), label="seen again") else look(self.state))
+        if isinstance(lost, Transition) and self.state.generation == lost.state.generation:
+            # Pushed late after all, on top of what came between: the state itself refuses it by its generation.
+            late = advance(self.state, seen, self.now)
+            assert isinstance(late, Wait)
+            assert late.stale or late.finished
+
     @rule()
     def check_restart(self) -> None:
         assert load_state(dump_state(self.state)) == self.state
