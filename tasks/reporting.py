@@ -168,7 +168,13 @@ def _story(
     gates = _gates(workspace, occupant, recorded)
     layout = workspace.layout
     steps = [s for s in states if s.phase is Phase.CANARY and s.generation == s.began]
-    verdicts = [v for s in states for v in s.verdicts]
+    # That a bake showed nothing does not take back what the steps before it showed.
+    verdicts = [
+        v
+        for s in states
+        for v in s.verdicts
+        if v.verdict == "fail" or s.canary is None or v.step < len(s.canary.steps)
+    ]
     return ReleaseStory(
         release=release,
         title=recorded.title if recorded is not None else "",
