@@ -10,7 +10,8 @@ import pytest
 
 from lockgate.domain.digests import Digest
 from lockgate.domain.release_state import Outcome, Phase
-from lockgate.errors import GitError
+from lockgate.domain.rollout import HoldRequested
+from lockgate.errors import GitError, Refused, UsageError
 from tasks import driving
 from tests.integration.git.repositories import commits, git, make_remote, render, repository
 from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, verdict
@@ -68,3 +69,30 @@ def test_a_rollback_that_cannot_be_committed_pages(
     with caplog.at_level(logging.ERROR), pytest.raises(GitError):
         driving.commit("m", "prod", failed)
     assert any(r.message.startswith("PAGE: it could not be committed") for r in caplog.records)
+
+
+def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
+    canary: Rollout, tmp_path: Path
+) -> None:
+    held = HoldRequested(release="r-new", by="mara", reason="lunch")
+    driving.commit("m", "prod", held)
+    state = driving.commit_resume.fn("m", "prod", "back from lunch", "mara")
+    assert (state.phase, state.weight) == (Phase.CANARY, canary.state.weight)
+    message = git("log", "-1", "--format=%B", at=tmp_path / "remote.git")
+    assert "back from lunch" in message
+    assert "Requested-by: mara" in message
+    with pytest.raises(UsageError, match="no release of m is held"):
+        driving.commit_resume.fn("m", "prod", "again", "mara")
+
+
+def test_nothing_is_promoted_by_hand_while_the_cluster_cannot_be_seen(
+    canary: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving, "PROVING_SECONDS", 0.0)
+    with pytest.raises(UsageError, match="no release of m is held"):
+        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
+    with pytest.raises(UsageError, match="no step 1 before it"):
+        driving.commit_promotion.fn("m", "prod", 1, "why", "mara")
+    with pytest.raises(Refused, match=r"not seen in its slot|could not be observed"):
+        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
