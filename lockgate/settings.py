@@ -125,6 +125,10 @@ class WorkspaceLayout:
         """The scrapes of one canary step: a step begins with a commit, so its generation names it."""
         return self.root / "traces" / f"{model}-{environment}" / f"{generation:06d}.jsonl"
 
+    def kept_report(self, digest: str) -> Path:
+        """A judge's report on its way into a commit, so that no store is needed there."""
+        return self.root / "traces" / "reports" / f"{digest}.json"
+
     def looks(self, model: str, environment: str, generation: int) -> Path:
         """The judge's report after each look of one canary step, for the report's plots."""
         return self.trace(model, environment, generation).with_suffix(".looks.jsonl")

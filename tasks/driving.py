@@ -10,22 +10,27 @@ import json
 import logging
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters.git import Build, CommitResult, Render
+from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import verdict_path
-from lockgate.domain.release_state import TERMINAL_PHASES, Phase, ReleaseState
+from lockgate.domain.release_state import TERMINAL_PHASES, Phase, ReleaseState, VerdictRef
 from lockgate.domain.rollout import (
     AbortRequested,
+    HoldLifted,
     Look,
     Observation,
+    Promotion,
     Transition,
+    TransitionKind,
     Wait,
     advance,
 )
-from lockgate.errors import LockgateError, UsageError
+from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
 from tasks.retries import TRANSIENT
 from tasks.watching import Watcher
@@ -72,11 +77,11 @@ def describe(state: ReleaseState) -> str:
 @task(
     name="observe", task_run_name="observe-{state.phase}-{state.generation}", cache_policy=NO_CACHE
 )
-def observe(state: ReleaseState) -> Look | None:
+def observe(state: ReleaseState, until: float | None = None) -> Look | None:
     """Look at the release's slots and metrics until something follows from what is seen, and return that look.
 
     None when nothing is under way any more, and when only a person can bring the release on: then one look is taken, for
-    the dangers that end a release in every phase, and the driver may go.
+    the dangers that end a release in every phase, and the driver may go. Likewise past `until` (monotonic clock).
     """
     if state.phase in TERMINAL_PHASES:
         return None
@@ -90,6 +95,8 @@ def observe(state: ReleaseState) -> Look | None:
             return look
         told.about(answer)
         if answer.finished or state.phase in (Phase.AWAITING_APPROVAL, Phase.HELD):
+            return None
+        if until is not None and time.monotonic() > until:
             return None
         watcher.rest()
         if watcher.moved_on():
@@ -125,17 +132,37 @@ def commit(model: str, environment: str, observation: Observation) -> ReleaseSta
     """The same outside of a task."""
     workspace = Workspace.current()
     pages: list[str] = []
+    ending: list[str] = []
 
     def build(newest: ReleaseState) -> Transition | Wait:
         answer = advance(newest, observation, datetime.now(UTC))
         if answer.page is not None:
             pages.append(answer.page)
+        if isinstance(answer, Transition) and answer.kind in _ENDINGS:
+            ending[:] = [answer.subject]
         return answer
 
-    result = apply(workspace, model, environment, build)
+    try:
+        result = apply(workspace, model, environment, build)
+    except LockgateError as error:
+        if ending or _wants_an_end(observation):
+            what = ending[0] if ending else f"{model}/{environment}: an end of the release"
+            logger.error("PAGE: it could not be committed: %s: %s", what, error.message)
+        raise
     for page in pages:
         logger.error("PAGE: %s", page)
     return result.state
+
+
+_ENDINGS = (TransitionKind.ROLLBACK, TransitionKind.ABORT)
+
+
+def _wants_an_end(observation: Observation) -> bool:
+    """Whether traffic should leave a candidate, as far as the observation alone says."""
+    if isinstance(observation, AbortRequested):
+        return True
+    verdict = observation.verdict if isinstance(observation, Look) else None
+    return verdict is not None and verdict.verdict == "fail"
 
 
 def apply(workspace: Workspace, model: str, environment: str, build: Build) -> CommitResult:
@@ -145,7 +172,9 @@ def apply(workspace: Workspace, model: str, environment: str, build: Build) -> C
     def extra_files(transition: Transition) -> dict[str, str]:
         if transition.verdict is None:
             return {}
-        report = workspace.records.get_document(transition.verdict.report)
+        report = _report_of(workspace, transition.verdict)
+        if report is None:
+            return {}
         path = verdict_path(model, environment, transition.verdict.report)
         return {str(path): json.dumps(report, indent=1, sort_keys=True) + "\n"}
 
@@ -157,6 +186,21 @@ def apply(workspace: Workspace, model: str, environment: str, build: Build) -> C
         logger.info("committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started)
         _ask_to_sync(workspace, result.commit)
     return result
+
+
+def _report_of(workspace: Workspace, verdict: VerdictRef) -> Any | None:
+    """The whole report of a verdict; None where neither this machine nor the store has it: no transition waits for it."""
+    try:
+        document = json.loads(workspace.layout.kept_report(verdict.report.hex).read_bytes())
+        if Digest.of_json(document) == verdict.report:
+            return document
+    except (OSError, ValueError):
+        logger.debug("report %s is not kept here", verdict.report.short)
+    try:
+        return workspace.records.get_document(verdict.report)
+    except (LockgateError, OSError) as error:
+        logger.warning("committed without the report %s: %s", verdict.report.short, error)
+        return None
 
 
 def rendering(workspace: Workspace) -> Render:
@@ -200,3 +244,75 @@ def commit_abort(model: str, environment: str, reason: str, requested_by: str) -
             release=release, by=requested_by, reason=reason, deny=True, a=slots.a, b=slots.b
         ),
     )  # fmt: skip
+
+
+PROVING_SECONDS = 60.0
+"""How long a promotion by hand looks for what a raise has to prove."""
+
+
+@task(name="resume-release", cache_policy=NO_CACHE, **TRANSIENT)
+def commit_resume(model: str, environment: str, reason: str, requested_by: str) -> ReleaseState:
+    """Lift the hold of the release under way because a person says so: it goes on from where it was held.
+
+    Raises:
+        UsageError: no release of the model is held.
+    """
+    state = _held(model, environment)
+    asked = HoldLifted(release=str(state.release_under_way), by=requested_by, reason=reason)
+    return commit(model, environment, asked)
+
+
+@task(name="promote-release", cache_policy=NO_CACHE, **TRANSIENT)
+def commit_promotion(
+    model: str, environment: str, step: int | None, reason: str, requested_by: str
+) -> ReleaseState:
+    """Take a held release to a step (counted from 1; None: to promotion) without the judge's pass, because a person says so.
+
+    What every raise has to prove is proved here too: readiness, verification, a slot to go back to. A step that needs an
+    approval needs a signed one.
+
+    Raises:
+        UsageError: no release of the model is held, or it has no such step.
+        Refused: what has to be proved was not within a minute, or the release must end.
+    """
+    state = _held(model, environment)
+    release, slot = state.release_under_way, state.canary_slot
+    subject = state.occupant(slot) if slot is not None else None
+    if release is None or subject is None or state.canary is None:
+        raise UsageError(f"{release} is promoted already", hint="resume it: `--resume`")
+    target = len(state.canary.steps) if step is None else step - 1
+    following = 0 if state.step is None else state.step + 1
+    if not following <= target <= len(state.canary.steps):
+        raise UsageError(
+            f"{release} has no step {step} before it: it stands at step {following} of {len(state.canary.steps)}"
+        )
+    decision = Promotion(
+        release=release, candidate=subject.candidate.digest, step=target, by=requested_by,
+        reason=reason,
+    )  # fmt: skip
+    watcher = Watcher(Workspace.current(), state, proving=True)
+    deadline = time.monotonic() + PROVING_SECONDS
+    while True:
+        look = watcher.look().model_copy(update={"decision": decision})
+        answer = advance(state, look, datetime.now(UTC))
+        if isinstance(answer, Transition):
+            watcher.keep_report()
+            newest = commit(model, environment, look)
+            if answer.kind in _ENDINGS:
+                raise Refused(f"not promoted: {answer.reason or answer.subject}")
+            return newest
+        if answer.stale or time.monotonic() > deadline:
+            raise Refused(f"not promoted: {answer.reason}")
+        watcher.rest()
+
+
+def _held(model: str, environment: str) -> ReleaseState:
+    repository = Workspace.current().gitops
+    repository.sync()
+    state = repository.read_state(model, environment)
+    if state.phase is Phase.HELD and state.release_under_way is not None:
+        return state
+    hint = "a held release can be resumed or promoted by hand"
+    if state.phase is Phase.AWAITING_APPROVAL:
+        hint = "it needs an approval that is signed by one of the approvers"
+    raise UsageError(f"no release of {model} is held in {environment} ({state.phase})", hint=hint)

@@ -1,4 +1,4 @@
-"""The judge at work on one canary step: its configuration from the release's spec, and its trace on disk.
+"""The judge at work on one canary step, or on the bake: its configuration from the release's spec, and its trace on disk.
 
 The trace is the judge's whole memory. A driver that dies leaves it behind; the next one replays it, spends no alpha twice and
 comes to the same verdict.
@@ -7,6 +7,7 @@ comes to the same verdict.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,11 +21,13 @@ from lockgate.domain.judge import (
     JudgeReport,
     MetricConfig,
     PassRule,
+    Verdict,
 )
 from lockgate.domain.judge.config import MetricKind
-from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.objectives import Objectives, combined, without_control
+from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.spec import CanarySpec
+from lockgate.domain.spec import CanarySpec, CanaryStep
 from lockgate.domain.trace import RequestRow, Scrape, parse_line, to_line
 from lockgate.errors import MetricsError, UsageError
 
@@ -33,31 +36,147 @@ SETTLE_SECONDS = 4.0
 
 
 def judge_config(state: ReleaseState) -> JudgeConfig:
-    """How the present step is judged. The canary's alpha is shared evenly by its steps, so that it holds over all of them.
+    """How the present step, or the bake, is judged. The canary's alpha is shared evenly by its steps, the bake being one
+    where it is judged, so that it holds over all of them.
 
     Raises:
-        ValueError: the state is not in a canary step.
+        ValueError: the state is neither in a canary step nor in a bake.
     """
-    if state.canary is None or state.step is None or state.since is None:
+    spec = state.canary
+    if spec is None or state.since is None:
+        raise ValueError(f"phase {state.phase} is not judged")
+    start = parse_time(state.since).timestamp()
+    if baking(state):
+        return _bake_config(state, spec, start)
+    if state.step is None:
         raise ValueError(f"phase {state.phase} is not a canary step")
-    spec, step = state.canary, state.canary.steps[state.step]
-    tuning = spec.judge
-    return JudgeConfig(
-        alpha=spec.alpha / len(spec.steps),
+    step = spec.steps[state.step]
+    return _config(
+        spec,
         pass_rule=PassRule.NONINFERIOR if step.judge_latency else PassRule.NO_HARM,
         judge_latency=step.judge_latency,
-        step_start=parse_time(state.since).timestamp(),
+        step_start=start,
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
+        canary_weight=_share(step),
+    )
+
+
+def _share(step: CanaryStep) -> float | None:
+    """The canary's part of all requests that either track answers; None where the other gets none."""
+    part = step.weight / 100
+    if step.traffic == "mirror":
+        # Copies come on top of what stable answers.
+        part = step.mirror_percent / (100 + step.mirror_percent)
+    return part if 0 < part < 1 else None
+
+
+def _bake_config(state: ReleaseState, spec: CanarySpec, start: float) -> JudgeConfig:
+    """The old version is the baseline. Nothing has to be proved once more, so nothing is passed before the end; latencies
+    are compared only where the control's replicas carry as much as the new version's."""
+    end = max(0.0, spec.bake_seconds - 2 * spec.judge.block_seconds)
+    settle = min(SETTLE_SECONDS, spec.bake_seconds / 2)
+    new = state.occupant(state.stable) if state.stable is not None else None
+    old = state.occupant(state.stable.other) if state.stable is not None else None
+    share = 1 - spec.control_percent / 100
+    alike = False
+    if new is not None and old is not None and 0 < share < 1:
+        each = (
+            share / new.candidate.serving.replicas,
+            (1 - share) / old.candidate.serving.replicas,
+        )
+        alike = max(each) / min(each) <= spec.judge.max_load_ratio
+    return _config(
+        spec,
+        pass_rule=PassRule.NO_HARM,
+        judge_latency=alike,
+        step_start=start,
+        settle_s=settle,
+        hold_s=max(settle, end),
+        time_budget_s=max(spec.bake_seconds, 1.0),
+        canary_weight=share if 0 < share < 1 else None,
+    )
+
+
+def baking(state: ReleaseState) -> bool:
+    return Phase.BAKING in (state.phase, state.held_from)
+
+
+def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
+    tuning = spec.judge
+    return JudgeConfig(
+        alpha=step_alpha(spec),
         block_s=tuning.block_seconds,
         drift_sd=tuning.drift_sd,
         drift_s=tuning.drift_seconds,
         drift_surprise=tuning.drift_surprise,
         max_load_ratio=tuning.max_load_ratio,
-        canary_weight=step.weight / 100 if step.weight < 100 else None,
         metrics=_metrics(spec),
+        **of_step,
     )
+
+
+def step_alpha(spec: CanarySpec) -> float:
+    """One step's part of alpha. Comparison and SLOs of a bake share its part between them."""
+    judged = bool(spec.bake_seconds) and (spec.control_percent > 0 or not spec.slos.empty)
+    return spec.alpha / (len(spec.steps) + judged)
+
+
+class StepJudge:
+    """What watches one step or bake: the comparison of both tracks, and absolute SLOs in a bake that has them."""
+
+    def __init__(self, state: ReleaseState) -> None:
+        spec = state.canary
+        if spec is None or state.since is None:
+            raise ValueError(f"phase {state.phase} is not judged")
+        config = judge_config(state)
+        self._baking = baking(state)
+        ended = state.control_ended
+        self._compared_until = math.inf if ended is None else parse_time(ended).timestamp()
+        self._objectives: Objectives | None = None
+        self._judge: Judge | None = None
+        both = False
+        if self._baking:
+            compared = state.weight > 0 or state.control_ended is not None
+            both = compared and not spec.slos.empty
+            alpha = step_alpha(spec) / 2 if both else step_alpha(spec)
+            config = config.model_copy(update={"alpha": alpha})
+            if not spec.slos.empty:
+                self._objectives = Objectives(
+                    spec.slos,
+                    alpha=alpha,
+                    start=parse_time(state.since).timestamp() + config.settle_s,
+                    block_seconds=spec.judge.block_seconds,
+                )
+            self._judge = Judge(config) if compared else None
+        else:
+            self._judge = Judge(config)
+
+    @property
+    def active(self) -> bool:
+        """False for a bake without control and SLOs: there is nothing to judge."""
+        return self._judge is not None or self._objectives is not None
+
+    def observe(self, record: Scrape | RequestRow) -> None:
+        if self._judge is not None and record.time <= self._compared_until:
+            self._judge.observe(record)
+        if self._objectives is not None:
+            self._objectives.observe(record)
+
+    def decided(self) -> JudgeReport | None:
+        """The report once a pass or a fail was reached; of a bake a fail only: it is judged to its end."""
+        if not self._baking:
+            return self._judge.decided() if self._judge is not None else None
+        report = self.look(None)
+        return report if report is not None and report.verdict is Verdict.FAIL else None
+
+    def look(self, now: float | None) -> JudgeReport | None:
+        compared = self._judge.look(now) if self._judge is not None else None
+        levels = self._objectives.report() if self._objectives is not None else None
+        if levels is not None and compared is None:
+            levels = without_control(levels)
+        return combined(compared, levels)
 
 
 def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
@@ -92,7 +211,7 @@ class StepTrace:
         _drop_partial_line(path)
         _drop_partial_line(looks)
 
-    def replay(self, judge: Judge) -> float | None:
+    def replay(self, judge: StepJudge) -> float | None:
         """Tell the judge everything seen so far; the time of the newest scrape, None for an empty trace.
 
         Raises:

@@ -249,7 +249,13 @@ def _story(
         occupant.candidate.digest,
         before.candidate.digest if before is not None else None,
     )
-    verdicts = [v for s in states for v in s.verdicts]
+    # That a bake showed nothing does not take back what the steps before it showed.
+    verdicts = [
+        v
+        for s in states
+        for v in s.verdicts
+        if v.verdict == "fail" or s.canary is None or v.step < len(s.canary.steps)
+    ]
     return ReleaseStory(
         release=release,
         title=recorded.title if recorded is not None else "",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from lockgate.adapters import metrics
+from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.judge import Judge, JudgeReport
+from lockgate.domain.judge import JudgeReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import JudgeVerdict, Look, SlotReadiness, SmokeResult, Verification
@@ -19,7 +21,7 @@ from lockgate.domain.trace import Track
 from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
-from tasks.judging import StepTrace, judge_config
+from tasks.judging import StepJudge, StepTrace, baking
 from tasks.supply import verifications
 from tasks.workspace import Workspace
 
@@ -43,11 +45,16 @@ class Slots(NamedTuple):
 class Watcher:
     """Looks at one state of one release. A new state needs a new watcher."""
 
-    def __init__(self, workspace: Workspace, state: ReleaseState) -> None:
+    def __init__(self, workspace: Workspace, state: ReleaseState, *, proving: bool = False) -> None:
+        """`proving`: look for what a raise has to prove although nobody but a person would raise."""
         self.workspace = workspace
+        self._proving = proving
         self.state = state
         self.cluster = workspace.cluster()
-        self._canary = state.step is not None and state.weight > 0
+        self._canary = state.step is not None
+        self._judge = StepJudge(state) if self._canary or baking(state) else None
+        if self._judge is not None and not self._judge.active:
+            self._judge = None
         self._policy: Policy | None = None
         self._smoke: SmokeResult | None = None
         self._verified: dict[Digest, tuple[float, Verification]] = {}
@@ -55,7 +62,7 @@ class Watcher:
         self._asked_remote = time.monotonic()
         self._report: JudgeReport | None = None
         self._verdict: JudgeVerdict | None = None
-        self._seen = self._last_entry() if self._canary else time.time()
+        self._seen = self._last_entry(self._judge) if self._judge is not None else time.time()
 
     def look(self) -> Look:
         """Everything that can be seen now. What cannot be seen is None; nothing here raises for what is merely away."""
@@ -63,8 +70,8 @@ class Watcher:
         blind = max(0.0, time.time() - self._seen)
         status = self._status()
         slots = self._slots(status)
-        if self._canary:
-            self._scrape(status)
+        if self._judge is not None:
+            self._scrape(self._judge, status)
         elif status is not None:
             self._seen = time.time()
         subject = self._subject()
@@ -72,7 +79,7 @@ class Watcher:
         if promising and self.state.step is None and subject is not None:
             self._smoke_once(subject, status)
         proving = promising and (
-            self.state.step is None or self._verdict_is("pass") or not self._canary
+            self._proving or self.state.step is None or self._verdict_is("pass") or not self._canary
         )
         return Look(
             generation=self.state.generation,
@@ -89,12 +96,25 @@ class Watcher:
     def rest(self) -> None:
         """Until the next look."""
         spec = self.state.canary
-        time.sleep(spec.scrape_seconds if self._canary and spec is not None else REST_SECONDS)
+        time.sleep(
+            spec.scrape_seconds if self._judge is not None and spec is not None else REST_SECONDS
+        )
 
     def keep_report(self) -> None:
-        """Store the report that the present verdict names: a transition is about to rest on it."""
-        if self._report is not None:
-            self.workspace.records.put_document(self._report.to_data())
+        """Store the report that the present verdict names: a transition is about to rest on it.
+
+        On this machine first: a rollback waits for no store.
+        """
+        if self._report is None:
+            return
+        document = self._report.to_data()
+        path = self.workspace.layout.kept_report(Digest.of_json(document).hex)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+        try:
+            self.workspace.records.put_document(document)
+        except (LockgateError, OSError) as error:
+            logger.warning("the report is kept on this machine only: %s", error)
 
     def moved_on(self) -> bool:
         """Whether the remote has a newer state than the one that is looked at. Asked now and then."""
@@ -147,7 +167,7 @@ class Watcher:
         )
 
     def _subject(self) -> Occupant | None:
-        if Phase.BAKING in (self.state.phase, self.state.held_from):
+        if baking(self.state):
             return self._stable()
         return self.state.occupant(self.state.free_slot)
 
@@ -155,7 +175,8 @@ class Watcher:
         return self.state.occupant(self.state.stable) if self.state.stable is not None else None
 
     def _is_promising(self, subject: Occupant | None, slots: Slots) -> bool:
-        if subject is None or self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD):
+        quiet = self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD)
+        if subject is None or (quiet and not self._proving):
             return False
         seen = slots.a if self.state.free_slot is Slot.A else slots.b
         return seen is not None and seen.fit(subject.candidate.digest)
@@ -202,9 +223,16 @@ class Watcher:
         if any(report.outage for report in reports):
             return None
         failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)
+        if not failures:
+            # Signed is not there: a garbage collector may have taken a layer.
+            images = (candidate.model, candidate.runtime)
+            lacking = [
+                blob for image in images for blob in missing_blobs(self.workspace.store, image)
+            ]
+            failures = tuple(f"image: {blob} is not in the store" for blob in lacking)
         return Verification(candidate=candidate.digest, ok=not failures, failures=failures)
 
-    def _last_entry(self) -> float:
+    def _last_entry(self, judge: StepJudge) -> float:
         """Opens the step's trace and replays it; the time of its newest entry, or of the step's beginning."""
         state = self.state
         layout = self.workspace.layout
@@ -212,18 +240,18 @@ class Watcher:
             layout.trace(state.model, state.environment, state.began),
             layout.looks(state.model, state.environment, state.began),
         )
-        self._judge = Judge(judge_config(state))
-        newest = self._trace.replay(self._judge)
-        self._conclude(self._judge.decided())
+        newest = self._trace.replay(judge)
+        self._conclude(judge.decided())
         began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
         return newest if newest is not None else began
 
-    def _scrape(self, status: ClusterStatus | None) -> None:
-        if status is None or self.state.stable is None:
+    def _scrape(self, judge: StepJudge, status: ClusterStatus | None) -> None:
+        stable = self.state.stable
+        if status is None or stable is None:
             return
-        tracks: dict[str, Track] = {
-            self.state.stable.value: "baseline", self.state.stable.other.value: "canary",
-        }  # fmt: skip
+        # After promotion the new version is stable, and what is compared with it is the old one.
+        new = stable if baking(self.state) else stable.other
+        tracks: dict[str, Track] = {new.other.value: "baseline", new.value: "canary"}
         try:
             targets = self.cluster.scrape_targets(self.state.model)
         except LockgateError as error:
@@ -232,16 +260,19 @@ class Watcher:
         records = metrics.scrape(targets, tracks, time=time.time())
         self._trace.append(records)
         for record in records:
-            self._judge.observe(record)
-        if {record.track for record in records if record.up} == {"baseline", "canary"}:
+            judge.observe(record)
+        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
+        if needed <= {record.track for record in records if record.up}:
             self._seen = time.time()
-        report = self._judge.look(time.time())
-        self._trace.said(report)
-        self._conclude(self._judge.decided() or report)
+        report = judge.look(time.time())
+        if report is not None:
+            self._trace.said(report)
+        self._conclude(judge.decided() or report)
 
     def _conclude(self, report: JudgeReport | None) -> None:
         """Turn a report that says anything into the verdict of the look; a decision stands once it is reached."""
-        if report is None or self._verdict_is("pass") or self._verdict_is("fail"):
+        decided = self._verdict_is("fail") or (self._canary and self._verdict_is("pass"))
+        if report is None or decided:
             return
         at = report.decided_at or report.time or time.time()
         self._report = report
@@ -251,6 +282,11 @@ class Watcher:
             summary="; ".join(report.reasons[:3]) or report.verdict.value,
             at=rfc3339(datetime.fromtimestamp(at, UTC)),
         )
+
+    def _by_header_only(self) -> bool:
+        """A step that waits for no verdict."""
+        spec, step = self.state.canary, self.state.step
+        return spec is not None and step is not None and spec.steps[step].traffic == "header"
 
     def _verdict_is(self, name: str) -> bool:
         return self._verdict is not None and self._verdict.verdict == name

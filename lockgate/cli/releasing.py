@@ -1,4 +1,4 @@
-"""`release`, `plan`, `rollback`, `reconcile`: the commands that run flows."""
+"""`release`, `plan`, `rollback`, `promote`, `reconcile`: the commands that run flows."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command()(release)
     app.command()(plan)
     app.command()(rollback)
+    app.command()(promote)
     app.command()(reconcile)
 
 
@@ -88,6 +89,37 @@ def rollback(
     state = flow(
         RollbackRequest(model=model, environment=env, reason=reason, requested_by=getpass.getuser())
     )
+    if as_json:
+        console.print_json(state.to_data())
+    else:
+        console.out.print(
+            f"{model}/{env}: {state.phase}, generation {state.generation}", markup=False
+        )
+
+
+def promote(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Why; goes into the commit.")],
+    env: Environment = "local",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only lift the hold: the release is judged on.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Go to this step; without it, to promotion.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a held release go on: from where it was held, or without the judge's pass."""
+    ensure_server(Settings())
+    from flows.promote import promote as flow
+    from lockgate.domain.steps import PromoteRequest
+
+    state = flow(
+        PromoteRequest(
+            model=model, environment=env, reason=reason, requested_by=getpass.getuser(),
+            resume=resume, step=step,
+        )
+    )  # fmt: skip
     if as_json:
         console.print_json(state.to_data())
     else:

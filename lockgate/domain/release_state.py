@@ -38,7 +38,7 @@ class Phase(StrEnum):
     HELD = "held"
     """A person or a doubt stopped the release; the weight stays until somebody lifts or aborts it."""
     BAKING = "baking"
-    """Promoted; the old version stays warm in the other slot at weight 0."""
+    """Promoted and still judged; the old version stays warm in the other slot, with a few percent as control or none."""
     DRAINING = "draining"
     """Rolled back or aborted: the candidate has weight 0 and stays in its slot until no request is left in it."""
     STABLE = "stable"
@@ -122,6 +122,8 @@ class ReleaseState(Frozen):
     held_reason: str | None = None
     held_from: Phase | None = None
     """The phase a held release goes back to when the hold is lifted."""
+    control_ended: str | None = None
+    """RFC 3339 time at which the control's last traffic was taken away, during the bake; None while it has any, or never had."""
     denylist: tuple[Denied, ...] = ()
     verdicts: tuple[VerdictRef, ...] = ()
     """Of the release under way, or of the last one."""
@@ -153,7 +155,7 @@ class ReleaseState(Frozen):
         if phase in TERMINAL_PHASES:
             if free is not None or (self.stable is None) != (phase is Phase.EMPTY):
                 raise ValueError(f"the slots do not fit phase {phase}")
-        elif free is None or self.canary is None:
+        elif self.canary is None or (free is None and phase is not Phase.BAKING):
             raise ValueError(
                 f"phase {phase} needs a candidate in slot {self.free_slot} and a canary spec"
             )
@@ -162,7 +164,9 @@ class ReleaseState(Frozen):
         if phase is Phase.CANARY and self.step is None:
             raise ValueError("a canary without a step")
         if self.step is None:
-            if self.weight:
+            # The bake's control; a state from before there were controls has weight 0.
+            control = self.canary.control_percent if self.canary is not None else 0
+            if self.weight and (phase is not Phase.BAKING or self.weight != control):
                 raise ValueError(f"weight {self.weight} in phase {phase} without a step")
             return
         if phase not in (Phase.CANARY, Phase.AWAITING_APPROVAL) or self.canary is None:
@@ -208,6 +212,14 @@ class ReleaseState(Frozen):
         if self.occupant(self.stable.other) is not None:
             weights[self.stable.other] = self.weight
         return weights
+
+    def mirrored(self) -> tuple[Slot, int] | None:
+        """The slot that gets copies of the requests, and their percentage; None outside of a mirror step."""
+        slot = self.canary_slot
+        if slot is None or self.step is None or self.canary is None:
+            return None
+        step = self.canary.steps[self.step]
+        return (slot, step.mirror_percent) if step.traffic == "mirror" else None
 
     def is_denied(self, candidate: Digest) -> Denied | None:
         return next((d for d in self.denylist if d.candidate == candidate), None)

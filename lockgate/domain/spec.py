@@ -163,8 +163,13 @@ class BenchmarkSpec(Frozen):
 class CanaryStep(Frozen):
     """One raise of the canary's weight."""
 
-    weight: Annotated[int, Field(ge=1, le=100)]
-    """Percent of the requests that the gateway sends to the canary."""
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """Percent of the requests that the gateway sends to the canary; 0 for `mirror` and `header`."""
+    traffic: Literal["weighted", "mirror", "header"] = "weighted"
+    """`mirror`: users are answered by stable, and the canary gets copies whose answers nobody sees. `header`: only requests
+    that ask for the canary's slot by header; nothing is judged but crashes."""
+    mirror_percent: Annotated[int, Field(ge=1, le=100)] = 100
+    """Percent of the requests that a `mirror` step copies: each costs the canary a whole answer."""
     judge_latency: bool = True
     """False for a small safety step: at unequal load a latency comparison is not like with like."""
     min_seconds: Seconds = 60
@@ -173,6 +178,12 @@ class CanaryStep(Frozen):
     """Time budget: without a verdict by then the step ends as insufficient data."""
     approval: bool = False
     """Wait for a release manager before this raise."""
+
+    @model_validator(mode="after")
+    def _traffic_and_weight(self) -> CanaryStep:
+        if (self.weight > 0) != (self.traffic == "weighted"):
+            raise ValueError(f"a {self.traffic} step cannot have weight {self.weight}")
+        return self
 
 
 class JudgeMargins(Frozen):
@@ -202,6 +213,28 @@ class JudgeTuning(Frozen):
     """Metrics that may fail a step but need not be shown to be within their margin before it passes."""
 
 
+class LatencyObjective(Frozen):
+    """At least the share `quantile` of the requests takes at most `seconds`."""
+
+    quantile: Probability = 0.95
+    seconds: Annotated[float, Field(gt=0)]
+
+
+class ServiceLevels(Frozen):
+    """Absolute objectives, judged after promotion. What is not given is not judged."""
+
+    ttft: LatencyObjective | None = None
+    """Time to first token."""
+    e2e: LatencyObjective | None = None
+    """From the request to its last token."""
+    error_ratio: Probability | None = None
+    """Largest share of server errors (5xx) at the gateway."""
+
+    @property
+    def empty(self) -> bool:
+        return self.ttft is None and self.e2e is None and self.error_ratio is None
+
+
 class CanarySpec(Frozen):
     steps: tuple[CanaryStep, ...] = Field(
         default=(
@@ -224,12 +257,21 @@ class CanarySpec(Frozen):
     """How long the candidate may take to become ready in its slot."""
     bake_seconds: Seconds = 300
     """How long the old version stays warm after promotion."""
+    control_percent: Annotated[int, Field(ge=0, le=50)] = 5
+    """Percent of the requests that stay on the old version during the bake, to compare with; 0 for none."""
+    slos: ServiceLevels = ServiceLevels()
+    """Limits that the new version is held to during the bake, with or without a control."""
+    max_verdict_age_seconds: Seconds = 1200
+    """After promotion an older `fail` rolls nothing back: the release is held, and a person decides."""
 
     @model_validator(mode="after")
     def _rising(self) -> CanarySpec:
         weights = [s.weight for s in self.steps]
-        if weights != sorted(set(weights)):
-            raise ValueError("canary steps must rise in weight")
+        taken = [weight for weight in weights if weight]
+        if weights != sorted(weights) or taken != sorted(set(taken)):
+            raise ValueError("canary steps must rise in weight, those without any first")
+        if not taken:
+            raise ValueError("a canary needs a step with weight")
         return self
 
 

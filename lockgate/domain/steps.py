@@ -54,6 +54,17 @@ class RollbackRequest(CanaryRequest):
     requested_by: str
 
 
+class PromoteRequest(CanaryRequest):
+    """Parameter of the promote flow: a person lets a held release go on."""
+
+    reason: str
+    requested_by: str
+    resume: bool = False
+    """Only lift the hold: the release is judged on from where it was held."""
+    step: int | None = None
+    """Step to go to, counted from 1; none promotes."""
+
+
 class StoredModel(Frozen):
     """A snapshot and the image that carries it."""
 

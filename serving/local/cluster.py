@@ -28,7 +28,7 @@ from lockgate.errors import ClusterError
 from serving.ephemeral import log_tail
 from serving.local.config import AgentConfig
 from serving.local.envoy_config import cluster_name
-from serving.local.records import AGENT_VARIABLE, CLUSTER_VARIABLE
+from serving.local.records import AGENT_VARIABLE, CLUSTER_VARIABLE, SUPERVISOR_VARIABLE
 from serving.ports import LOOPBACK, PortReservation
 from serving.processes import ProcessId, end, marked, signal_leader
 
@@ -109,13 +109,23 @@ class LocalCluster:
         try:
             with self.log.open("ab") as log:
                 handle = subprocess.Popen(
-                    [*self._agent_command, str(path)],
+                    [
+                        sys.executable,
+                        "-m",
+                        "serving.local.supervise",
+                        *self._agent_command,
+                        str(path),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     cwd=self.directory,
-                    env={**os.environ, AGENT_VARIABLE: config.cluster},
+                    env={
+                        **os.environ,
+                        AGENT_VARIABLE: config.cluster,
+                        SUPERVISOR_VARIABLE: config.cluster,
+                    },
                 )
         except OSError as error:
             raise ClusterError(f"the agent cannot be started: {error}") from error
@@ -134,6 +144,7 @@ class LocalCluster:
         identity = self._identity()
         if identity is None:
             return
+        self._stop_supervisors()
         running = self._record()
         if running is not None:
             self._stop_agent(running[0])
@@ -261,7 +272,14 @@ class LocalCluster:
 
     def _stop_agent(self, process: ProcessId) -> None:
         """The agent alone: what it started runs on."""
+        self._stop_supervisors()
         end(process, term_seconds=10)
+
+    def _stop_supervisors(self) -> None:
+        """First of all, or an agent that has to be killed would be started again."""
+        identity = self._identity()
+        for supervisor in marked(SUPERVISOR_VARIABLE, identity) if identity is not None else ():
+            end(supervisor, term_seconds=2)
 
     def _locked(self) -> bool:
         """Whether an agent lives, from its first moment to its last."""

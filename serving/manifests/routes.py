@@ -29,11 +29,22 @@ def route_rules(state: ReleaseState) -> list[dict[str, Any]]:
         }
         for slot in weights
     ]
-    weighted = {
+    weighted: dict[str, Any] = {
         "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
         "backendRefs": [_backend(state.model, slot, weight) for slot, weight in weights.items()],
         "timeouts": dict(_TIMEOUTS),
     }
+    mirrored = state.mirrored()
+    if mirrored is not None:
+        slot, percent = mirrored
+        backend = _backend(state.model, slot, 1)
+        del backend["weight"]
+        weighted["filters"] = [
+            {
+                "type": "RequestMirror",
+                "requestMirror": {"backendRef": backend, "percent": percent},
+            }
+        ]
     return [*forced, weighted] if weights else []
 
 

@@ -17,7 +17,9 @@ from e2e_site import Site, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
-FLOWS = ("release", "canary", "rollback", "reconcile", "prepare", "measure", "sign")
+FLOWS = (
+    "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "measure", "sign",
+)  # fmt: skip
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,11 +12,12 @@ from pathlib import Path
 from lockgate.adapters.oci.content import Progress, storage_error
 from lockgate.adapters.oci.extraction import SnapshotDirectory, is_occupied, unpack, untouched
 from lockgate.adapters.oci.images import read_image_manifest, snapshot_of
+from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.model_image import SNAPSHOT_PATH
 from lockgate.domain.sources import Snapshot
 from lockgate.domain.stores import ImageStore
-from lockgate.errors import IntegrityError
+from lockgate.errors import IntegrityError, RegistryError
 
 
 def pull_model(
@@ -82,3 +84,23 @@ def _checked(directory: Path, snapshot: Snapshot) -> Snapshot:
             hint=f"move {directory} away and run the same command again",
         )
     return snapshot
+
+
+def missing_blobs(store: ImageStore, image: ImageRef) -> list[Digest]:
+    """Layers and configuration of an image that a node could not pull now; of an index those of every platform. Each is
+    asked for, none is read.
+
+    `RegistryError` where that cannot be asked, or a manifest is missing or is none.
+    """
+    body, _ = store.get_manifest(image.repository, str(image.digest))
+    try:
+        manifest = json.loads(body)
+        platforms = [Digest(part["digest"]) for part in manifest.get("manifests", ())]
+        blobs = [Digest(part["digest"]) for part in manifest.get("layers", ())]
+        if not platforms:
+            blobs.append(Digest(manifest["config"]["digest"]))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RegistryError(f"{image}: not an image's manifest: {error!r}") from error
+    for platform in platforms:
+        blobs += missing_blobs(store, ImageRef(repository=image.repository, digest=platform))
+    return [blob for blob in blobs if not store.has_blob(image.repository, blob)]

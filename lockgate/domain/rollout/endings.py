@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from lockgate.domain.release_state import Denied, LastRelease, Outcome, Phase, Slot, VerdictRef
@@ -21,16 +20,13 @@ from lockgate.domain.rollout.transitions import (
 CRASH_LOOP_RESTARTS = 3
 """Restarts of one replica that blame the candidate. Fewer may be a node's fault or an operator's."""
 
-VERDICT_AGE_LIMIT = timedelta(minutes=20)
-"""After promotion an older `fail` is not acted on: the world that it was about is gone, and a person decides. (Kargo's
-limit.) Before promotion a `fail` holds at any age: the canary's traffic is taken away, nothing else changes."""
-
 RELEASE_CLEARED: dict[str, Any] = {
     "step": None,
     "weight": 0,
     "resumed": None,
     "held_reason": None,
     "held_from": None,
+    "control_ended": None,
 }
 
 
@@ -39,16 +35,7 @@ def end_if_in_danger(scene: Scene, look: Look) -> Transition | Wait | None:
     digest = scene.subject.candidate.digest
     verdict = look.verdict
     if verdict is not None and verdict.verdict == "fail" and not _overruled(scene, verdict):
-        ref = scene.verdict_ref(verdict)
-        age = scene.now - parse_time(verdict.at)
-        if scene.baking and age > VERDICT_AGE_LIMIT:
-            minutes = int(age.total_seconds() // 60)
-            return hold(
-                scene,
-                f"the judge's fail during the bake is {minutes} minutes old: a person decides",
-                verdict=ref,
-            )
-        return end(scene, f"the judge says fail: {verdict.summary}", deny=True, verdict=ref)
+        return _end_for_fail(scene, look, verdict)
 
     denied = scene.state.is_denied(digest)
     if denied is not None:
@@ -78,11 +65,31 @@ def end_if_in_danger(scene: Scene, look: Look) -> Transition | Wait | None:
         return end(scene, f"rejected by {no.by}: {no.reason}", requested_by=no.by)
 
     budget = scene.spec.outage_budget_seconds
-    if scene.state.weight and look.blind_seconds > budget:
+    if scene.state.step is not None and scene.state.weight and look.blind_seconds > budget:
         return end(scene, f"it could not be observed for {look.blind_seconds:.0f} s")
     if scene.had_traffic and seen is not None and seen.unready_seconds > budget:
         return end(scene, f"it was not ready for {seen.unready_seconds:.0f} s")
     return None
+
+
+def _end_for_fail(scene: Scene, look: Look, verdict: JudgeVerdict) -> Transition | Wait:
+    """The judge's fail. Before promotion it ends the release at any age: the canary's traffic is taken away, nothing else
+    changes. After promotion it has to be recent (the world that an old one was about is gone, and a person decides) and of
+    a settled state, as Kargo has it."""
+    ref = scene.verdict_ref(verdict)
+    if scene.baking:
+        age = (scene.now - parse_time(verdict.at)).total_seconds()
+        if age > scene.spec.max_verdict_age_seconds:
+            return hold(
+                scene,
+                f"the judge's fail during the bake is {int(age // 60)} minutes old: a person decides",
+                verdict=ref,
+            )
+        if look.live_generation is not None and look.live_generation < scene.state.began:
+            return Wait(
+                reason=f"the judge says fail: {verdict.summary}; the promotion is not in force yet"
+            )
+    return end(scene, f"the judge says fail: {verdict.summary}", deny=True, verdict=ref)
 
 
 def _overruled(scene: Scene, verdict: JudgeVerdict) -> bool:
@@ -107,7 +114,7 @@ def end(
     word is enough, and so is an outage that has used up its budget; else the next look decides.
     """
     state = scene.state
-    if scene.had_traffic:
+    if scene.moves_traffic:
         fit = scene.fallback_fit()
         if fit is False:
             return hold(

@@ -20,12 +20,14 @@ from lockgate.domain.release_state import (
     VerdictRef,
 )
 from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold
+from lockgate.domain.rollout.finishing import bake, drain
 from lockgate.domain.rollout.observations import (
     Approval,
     DenialLifted,
     JudgeVerdict,
     Look,
     Observation,
+    Promotion,
     Verification,
 )
 from lockgate.domain.rollout.requests import lift_denial, obey
@@ -131,6 +133,8 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     step = scene.spec.steps[scene.state.step or 0]
     verdict = look.verdict
     used = scene.budget_used()
+    if step.traffic == "header":
+        return _header_step(scene, look)
     overdue = used > step.max_seconds + scene.spec.outage_budget_seconds
     if verdict is not None and verdict.verdict == "pass":
         if scene.elapsed() < step.min_seconds:
@@ -158,6 +162,15 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     return hold(scene, doubt, verdict=ref)
 
 
+def _header_step(scene: Scene, look: Look) -> Transition | Wait:
+    """Only those who ask for the canary by header meet it: too few to judge. It stands for its time, and nothing crashed."""
+    seconds = scene.spec.steps[scene.state.step or 0].min_seconds
+    if scene.elapsed() < seconds:
+        return Wait(reason="by header only", until=scene.at(seconds, budget=False))
+    missing = _unproved(scene, look)
+    return Wait(reason=missing) if missing is not None else _raise(scene, look, None)
+
+
 def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
@@ -174,27 +187,30 @@ def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
 
 
 def _held(scene: Scene, look: Look) -> Transition | Wait:
-    return end_if_in_danger(scene, look) or Wait(reason=f"held: {scene.state.held_reason}")
-
-
-def _baking(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
         return ended
-    bake = scene.spec.bake_seconds
-    if scene.budget_used() < bake:
-        return Wait(reason="baking", until=scene.at(bake))
-    seen = scene.subject_readiness
-    if seen is None or not seen.fit(scene.subject.candidate.digest):
+    return _promoted_by_hand(scene, look) or Wait(reason=f"held: {scene.state.held_reason}")
+
+
+def _promoted_by_hand(scene: Scene, look: Look) -> Transition | Wait | None:
+    """What a person's promotion comes to; None without one that fits this release and its next steps."""
+    asked = look.decision
+    if not isinstance(asked, Promotion) or scene.baking:
+        return None
+    subject = scene.subject
+    fits = (asked.release, asked.candidate) == (subject.release, subject.candidate.digest)
+    if not fits or not _target(scene) <= asked.step <= len(scene.spec.steps):
+        return None
+    signed = [n for n in range(_target(scene), asked.step + 1) if _needs_approval(scene, n)]
+    if signed:
         return Wait(
-            reason="the bake is over, but the new version is not seen to be ready: the old one stays",
-            page=f"{scene.subject.release} is not ready at the end of its bake",
+            reason=f"step {signed[0] + 1} needs a signed approval: no promotion stands for it"
         )
-    return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
-
-
-def _draining(scene: Scene, look: Look) -> Transition | Wait:
-    return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+    missing = _unproved(scene, look)
+    if missing is not None:
+        return Wait(reason=f"{asked.by} promotes {asked.release}, but {missing}")
+    return _raise(scene, look, None, by_hand=asked)
 
 
 _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
@@ -202,8 +218,8 @@ _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
     Phase.CANARY: _canary,
     Phase.AWAITING_APPROVAL: _awaiting_approval,
     Phase.HELD: _held,
-    Phase.BAKING: _baking,
-    Phase.DRAINING: _draining,
+    Phase.BAKING: bake,
+    Phase.DRAINING: drain,
 }
 
 
@@ -241,6 +257,10 @@ def _target(scene: Scene) -> int:
     return 0 if scene.state.step is None else scene.state.step + 1
 
 
+def _needs_approval(scene: Scene, step: int) -> bool:
+    return step < len(scene.spec.steps) and scene.spec.steps[step].approval
+
+
 def _approval(scene: Scene, look: Look) -> Approval | None:
     """The approval of the next raise in this look, if it is one and still holds."""
     yes = look.decision
@@ -255,16 +275,26 @@ def _approval(scene: Scene, look: Look) -> Approval | None:
     return yes
 
 
-def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition | Wait:
+def _raise(
+    scene: Scene,
+    look: Look,
+    passed: JudgeVerdict | None,
+    *,
+    by_hand: Promotion | None = None,
+) -> Transition | Wait:
     """On to the next step, all being proved: more traffic, the wait for an approval, or promotion."""
     state, subject, steps = scene.state, scene.subject, scene.spec.steps
-    target = _target(scene)
+    target = by_hand.step if by_hand is not None else _target(scene)
     ref: VerdictRef | None = scene.verdict_ref(passed) if passed is not None else None
     changes: dict[str, Any] = {}
     if ref is not None:
         changes["verdicts"] = (*state.verdicts, ref)
     reason = passed.summary if passed is not None else ""
-    needs_approval = target < len(steps) and steps[target].approval
+    if passed is None and state.step is not None and steps[state.step].traffic == "header":
+        reason = "the step before was by header only: nothing was judged"
+    if by_hand is not None:
+        reason = f"promoted by {by_hand.by} without the judge's pass: {by_hand.reason}"
+    needs_approval = _needs_approval(scene, target)
     approval = _approval(scene, look) if needs_approval else None
     if needs_approval and approval is None:
         changes["phase"] = Phase.AWAITING_APPROVAL
@@ -278,22 +308,28 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
             verdict=ref,
         )
     approved_by = approval.by if approval is not None else None
+    requested_by = by_hand.by if by_hand is not None else None
     at = rfc3339(scene.now)
     changes |= {**RELEASE_CLEARED, "since": at, "began": state.generation + 1}
     if state.stable is None or target == len(steps):
         first = state.stable is None
+        # A first release has nothing to go back to: without an objective of its own there is nothing to bake.
+        plain = first and (scene.spec.slos.empty or not scene.spec.bake_seconds)
         changes |= {
-            "phase": Phase.STABLE if first else Phase.BAKING,
+            "phase": Phase.STABLE if plain else Phase.BAKING,
             "stable": scene.subject_slot,
+            "weight": 0 if first or not scene.spec.bake_seconds else scene.spec.control_percent,
             "last": LastRelease(
                 release=subject.release,
                 candidate=subject.candidate.digest,
                 outcome=Outcome.PROMOTED,
-                reason="first release" if first else "every step passed",
+                reason=_why_promoted(first, by_hand),
                 at=at,
             ),
         }
-        what = f"promote {subject.release}: slot {scene.subject_slot} takes all traffic"
+        control = changes["weight"]
+        takes = f"{100 - control}%, {control}% stay as control" if control else "all traffic"
+        what = f"promote {subject.release}: slot {scene.subject_slot} takes {takes}"
         return transition(
             TransitionKind.PROMOTE,
             state,
@@ -303,48 +339,29 @@ def _raise(scene: Scene, look: Look, passed: JudgeVerdict | None) -> Transition 
             reason=reason,
             verdict=ref,
             approved_by=approved_by,
+            requested_by=requested_by,
         )
     changes |= {"phase": Phase.CANARY, "step": target, "weight": steps[target].weight}
+    step = steps[target]
+    to = {
+        "weighted": f"raise {subject.release} to {step.weight}%",
+        "mirror": f"mirror {step.mirror_percent}% of the requests to {subject.release}",
+        "header": f"open {subject.release} to requests that ask for it by header",
+    }[step.traffic]
     return transition(
         TransitionKind.RAISE,
         state,
         changes,
         subject,
-        f"raise {subject.release} to {steps[target].weight}% (step {target + 1} of {len(steps)})",
+        f"{to} (step {target + 1} of {len(steps)})",
         reason=reason,
         verdict=ref,
         approved_by=approved_by,
+        requested_by=requested_by,
     )
 
 
-def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
-    """Empty the slot without traffic, once no request can be left in it.
-
-    Where the gateway is seen to carry out the weight 0, its last streams get the drain time of the serving spec. Where that
-    cannot be seen, the allowance for stopping servers and for outages is added.
-    """
-    state = scene.state
-    if state.stable is None:
-        raise ValueError(f"phase {state.phase} without a stable slot")
-    idle = state.stable.other
-    occupant = state.occupant(idle)
-    if occupant is None:
-        raise ValueError(f"phase {state.phase} with the idle slot empty")
-    serving = occupant.candidate.serving
-    needed: float = serving.drain_seconds
-    if look.live_generation is None or look.live_generation < state.began:
-        needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
-    if scene.elapsed() < needed:
-        return Wait(
-            reason=f"slot {idle} drains: {needed:.0f} s", until=scene.at(needed, budget=False)
-        )
-    changes: dict[str, Any] = {
-        **RELEASE_CLEARED,
-        idle.value: None,
-        "phase": Phase.STABLE,
-        "since": rfc3339(scene.now),
-        "began": state.generation + 1,
-    }
-    return transition(
-        TransitionKind.FINISH, state, changes, scene.subject, f"{what}; slot {idle} is emptied"
-    )
+def _why_promoted(first: bool, by_hand: Promotion | None) -> str:
+    if by_hand is not None:
+        return f"promoted by {by_hand.by}: {by_hand.reason}"
+    return "first release" if first else "every step passed"

@@ -89,6 +89,19 @@ class Rejection(Frozen):
     reason: str
 
 
+class Promotion(Frozen):
+    """A person lets a held or waiting release go on to a step, or to promotion, without the judge's pass. What a raise has
+    to prove it proves all the same."""
+
+    kind: Literal["promotion"] = "promotion"
+    release: str
+    candidate: Digest
+    step: Annotated[int, Field(ge=0)]
+    """Index of the step that begins; the number of steps for promotion."""
+    by: str
+    reason: str
+
+
 class Look(Frozen):
     """Everything seen at one moment. What is None was not seen, and stands for nothing."""
 
@@ -104,7 +117,7 @@ class Look(Frozen):
     """Of the stable candidate: its image is there and signed, so that its servers could be started again. Needed before a
     raise, never for a rollback; the age of its evidence does not matter."""
     verdict: JudgeVerdict | None = None
-    decision: Annotated[Approval | Rejection, Field(discriminator="kind")] | None = None
+    decision: Annotated[Approval | Rejection | Promotion, Field(discriminator="kind")] | None = None
     blind_seconds: Seconds = 0
     """How long the metrics of either track or the state of either slot could not be read, this look included; after a
     restart of the driver, since the last entry in the trace."""

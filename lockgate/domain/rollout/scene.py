@@ -49,8 +49,14 @@ class Scene:
 
     @property
     def had_traffic(self) -> bool:
-        """Whether ending this release moves traffic. A candidate without a step never had any."""
+        """Whether requests may be in the candidate's slot. One without a step never had any."""
         return self.baking or self.state.step is not None
+
+    @property
+    def moves_traffic(self) -> bool:
+        """Whether ending this release sends users elsewhere than before: not where the candidate got copies, or was asked for
+        by header only."""
+        return self.baking or self.state.weight > 0
 
     @property
     def spec(self) -> CanarySpec:
@@ -82,6 +88,15 @@ class Scene:
     def elapsed(self) -> float:
         """Seconds since the step began. A clock that ran backwards counts as no time at all."""
         return self._since(self.state.since)
+
+    def idle_for(self) -> float:
+        """Seconds since the slot without traffic lost the last of it."""
+        return self._since(self.state.control_ended or self.state.since)
+
+    def idle_at(self, seconds: float) -> str:
+        """The moment at which `idle_for` reaches `seconds`."""
+        begin = self.state.control_ended or self.state.since
+        return rfc3339((parse_time(begin) if begin else self.now) + timedelta(seconds=seconds))
 
     def budget_used(self) -> float:
         """Seconds of the step's time budget that are spent: a lifted hold gives it anew."""

@@ -24,6 +24,8 @@ class TransitionKind(StrEnum):
     """Blames nobody."""
     HOLD = "hold"
     LIFT = "lift"
+    END_CONTROL = "end_control"
+    """The bake's control gives its few percent to the new version."""
     FINISH = "finish"
     """The slot that takes no traffic any more is emptied."""
     PARDON = "pardon"

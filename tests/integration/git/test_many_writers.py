@@ -70,6 +70,40 @@ def test_many_processes_lose_nothing(tmp_path: Path, own_checkouts: bool) -> Non
     git("fsck", "--strict", at=remote)
 
 
+def write_one(root: str, checkout: str, model: str) -> None:
+    repo = GitOpsRepository(f"{root}/remote.git", Path(root, checkout), timeout=120.0)
+    result = repo.commit_transition(
+        model, "prod", lambda state: start(state, occupant(model), SPEC, BEGIN), render
+    )
+    assert result.committed
+
+
+def test_sixty_four_processes_on_eight_machines_lose_nothing(tmp_path: Path) -> None:
+    """Those of one machine share a checkout and queue; machines race at the remote."""
+    remote = make_remote(tmp_path)
+    begin = commits(remote)
+    # Forked: importing everything sixty-four times would be most of the test.
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=write_one, args=(str(tmp_path), f"machine-{n % 8}", f"m{n}"))
+        for n in range(64)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [p.exitcode for p in processes] == [0] * 64
+    made = commits(remote)[: -len(begin)]
+    assert len(made) == 64
+    assert git("rev-list", "--merges", "main", at=remote) == ""
+    assert sorted(s.model for s in repository(tmp_path, "reader").states()) == sorted(
+        f"m{n}" for n in range(64)
+    )
+    for commit in made:
+        changed = git("show", "--name-only", "--format=", commit, at=remote).split()
+        assert len(changed) == 2, "no commit is empty, and none holds another's change"
+
+
 def test_the_same_observation_by_many_drivers_is_one_commit(tmp_path: Path) -> None:
     remote = make_remote(tmp_path)
     write_four(str(tmp_path), "first", "m")

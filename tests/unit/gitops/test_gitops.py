@@ -81,7 +81,7 @@ def test_a_state_read_back_is_the_state_written(reason: str, summary: str, gener
 )
 def test_a_state_edited_into_nonsense_is_refused_by_name(change) -> None:  # type: ignore[no-untyped-def]
     data = in_bake().state.to_data()
-    data.update(phase="stable")
+    data.update(phase="stable", weight=0)
     data["b"], data["a"], data["stable"] = None, data["b"], "a"
     gitops.load_state(gitops.dump_yaml(data))
     change(data)

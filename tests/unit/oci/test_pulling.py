@@ -12,6 +12,7 @@ import pytest
 from lockgate.adapters.oci.images import read_image_manifest
 from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.adapters.oci.package import pull_model, push_model, snapshot_of
+from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.adapters.oci.runtime import push_runtime, read_runtime
 from lockgate.domain import model_image
 from lockgate.domain.digests import Digest
@@ -239,3 +240,31 @@ def test_an_image_that_is_not_there_is_named(store: LayoutStore, tmp_path: Path)
     ref = ImageRef(repository="lockgate.local/none", digest=Digest.of_bytes(b"none"))
     with pytest.raises(RegistryError, match=ref.digest):
         pull_model(store, ref, tmp_path / "target")
+
+
+def test_a_layer_that_is_gone_is_named_though_the_manifest_is_still_there(
+    store: LayoutStore, repository: str, model: Model
+) -> None:
+    image = push_model(store, repository, *model, labels={})
+    assert missing_blobs(store, image) == []
+    layer = read_image_manifest(store, image).layers[0].digest
+    store.blob_path(layer).unlink()
+    assert missing_blobs(store, image) == [layer]
+    store.blob_path(image.digest).unlink()
+    with pytest.raises(RegistryError):
+        missing_blobs(store, image)
+
+
+def test_a_local_runtime_is_an_image_with_all_its_parts(
+    store: LayoutStore, repository: str, tmp_path: Path
+) -> None:
+    lock = tmp_path / "serving.lock"
+    lock.write_text("vllm==0\n")
+    image = push_runtime(
+        store,
+        repository,
+        environment_digest=Digest.of_bytes(b"e"),
+        lock_file=lock,
+        engine="vllm",
+    )
+    assert missing_blobs(store, image) == []

@@ -22,6 +22,7 @@ from lockgate.domain.rollout import (
     HoldRequested,
     Look,
     Observation,
+    Promotion,
     Rejection,
     SlotReadiness,
     SmokeResult,
@@ -33,7 +34,7 @@ from lockgate.domain.rollout import (
     start,
 )
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.domain.spec import CanarySpec, CanaryStep
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     BEGIN,
@@ -76,6 +77,13 @@ def specs() -> st.SearchStrategy[CanarySpec]:
             for w, a in sorted(chosen)
         )
     )
+    before = st.lists(
+        st.sampled_from(["mirror", "header"]).map(
+            lambda traffic: CanaryStep(weight=0, traffic=traffic, min_seconds=30, max_seconds=300)
+        ),
+        max_size=2,
+    ).map(tuple)
+    steps = st.builds(lambda first, then: first + then, before, steps)
     return st.builds(
         CanarySpec,
         steps=steps,
@@ -83,6 +91,8 @@ def specs() -> st.SearchStrategy[CanarySpec]:
         outage_budget_seconds=st.just(120.0),
         ready_seconds=st.just(600.0),
         bake_seconds=st.sampled_from([0.0, 300.0]),
+        control_percent=st.sampled_from([0, 5]),
+        slos=st.sampled_from([ServiceLevels(), ServiceLevels(error_ratio=0.01)]),
     )
 
 
@@ -227,6 +237,19 @@ class EveryRun(RuleBasedStateMachine):
         )
         self.observe(asked)
 
+    @rule(data=st.data())
+    def a_push_is_lost(self, data: st.DataObject) -> None:
+        """The driver dies with its answer, or the remote never took it: the next one finds the state as it was, and the same
+        look gives the same answer."""
+        seen = data.draw(self.looks(), label="lost look")
+        lost = advance(self.state, seen, self.now)
+        self.observe(seen if data.draw(st.booleans(), label="seen again") else look(self.state))
+        if isinstance(lost, Transition) and self.state.generation == lost.state.generation:
+            # Pushed late after all, on top of what came between: the state itself refuses it by its generation.
+            late = advance(self.state, seen, self.now)
+            assert isinstance(late, Wait)
+            assert late.stale or late.finished
+
     @rule()
     def check_restart(self) -> None:
         assert load_state(dump_state(self.state)) == self.state
@@ -288,6 +311,14 @@ class EveryRun(RuleBasedStateMachine):
                 by=st.just("m"),
             )
             | st.builds(
+                Promotion,
+                release=release,
+                candidate=digests,
+                step=st.integers(0, 4),
+                by=st.just("m"),
+                reason=st.just("x"),
+            )
+            | st.builds(
                 Rejection, release=release, candidate=digests, by=st.just("m"), reason=st.just("no")
             ),
             blind_seconds=st.sampled_from([0.0, 0.0, 0.0, 60.0, 121.0]),
@@ -328,8 +359,9 @@ class EveryRun(RuleBasedStateMachine):
             assert after.weights().get(slot, 0) == 0
             assert was is None or now is None, "a slot is emptied before it is filled"
             if was is not None and before.phase in (Phase.DRAINING, Phase.BAKING):
-                assert before.since is not None
-                waited = (self.now - parse_time(before.since)).total_seconds()
+                since = before.control_ended or before.since
+                assert since is not None
+                waited = (self.now - parse_time(since)).total_seconds()
                 assert waited >= was.candidate.serving.drain_seconds
 
     def check_traffic(
@@ -356,11 +388,20 @@ class EveryRun(RuleBasedStateMachine):
                     rejected = isinstance(observation.decision, Rejection)
                     assert rejected or observation.blind_seconds > 120
                 continue
+            if answer.kind is TransitionKind.END_CONTROL:
+                assert slot is before.stable
+                assert slot is after.stable
+                continue
             assert answer.kind in (TransitionKind.RAISE, TransitionKind.PROMOTE)
             assert isinstance(observation, Look)
             seen = observation.slot(slot)
             assert seen is not None
             assert seen.fit(digest)
+            if slot is before.stable:
+                # The control, after a last step that left the old version less than that.
+                assert answer.kind is TransitionKind.PROMOTE
+                assert observation.fallback_verification == Verification(candidate=digest, ok=True)
+                continue
             assert observation.verification == Verification(candidate=digest, ok=True)
             assert before.step is not None or observation.smoke is not None
             if before.stable is not None:
@@ -370,12 +411,22 @@ class EveryRun(RuleBasedStateMachine):
                 assert other is not None
                 assert other.fit(stable.candidate.digest)
             if after.step is not None and after.canary is not None:
-                assert after.step == (0 if before.step is None else before.step + 1)
+                following = 0 if before.step is None else before.step + 1
+                by_hand = isinstance(observation.decision, Promotion)
+                assert after.step == following or (by_hand and after.step > following)
                 if after.canary.steps[after.step].approval:
                     assert isinstance(observation.decision, Approval)
                     assert answer.trailers["Approved-by"] == observation.decision.by
-            if before.step is not None:
+            if before.phase is Phase.HELD:
+                assert isinstance(observation.decision, Promotion)
+                assert answer.trailers["Requested-by"] == observation.decision.by
+            elif before.step is not None and not self.by_header_only(before):
                 assert (before.step, "pass") in {(v.step, v.verdict) for v in after.verdicts}
+
+    @staticmethod
+    def by_header_only(state: ReleaseState) -> bool:
+        assert state.canary is not None
+        return state.canary.steps[state.step or 0].traffic == "header"
 
     @invariant()
     def a_restart_changes_nothing(self) -> None:
@@ -415,6 +466,11 @@ class EveryRun(RuleBasedStateMachine):
         assert had_ended or good.last.outcome is Outcome.PROMOTED
 
         bad = self.future("fail")
+        if bad.stable is not None and bad.free_slot and bad.phase is Phase.HELD:
+            assert bad.occupant(bad.free_slot) is None, (
+                "held only where there is nothing to go back to"
+            )
+            return
         assert bad.phase in QUIET
         assert bad.last is not None
         assert had_ended or bad.last.outcome is Outcome.ROLLED_BACK
@@ -425,7 +481,8 @@ class EveryRun(RuleBasedStateMachine):
         blind = Rollout(self.state)
         blind.now = self.now
         blind.sees(blind_seconds=121.0)
-        assert blind.state.weight == 0
+        if Phase.BAKING not in (self.state.phase, self.state.held_from):
+            assert blind.state.weight == 0
 
     def future(self, word: str | None, *, people_help: bool = False) -> ReleaseState:
         """The state after enough looks with this verdict, all else well; with people who lift holds and approve."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
-from lockgate.domain.release_state import Outcome, Phase, Slot
+from lockgate.domain.release_state import Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
     AbortRequested,
     DenialLifted,
     HoldLifted,
     HoldRequested,
+    Promotion,
     Rejection,
     SmokeResult,
     Transition,
@@ -19,6 +21,7 @@ from lockgate.domain.rollout import (
     advance,
     start,
 )
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     SPEC,
@@ -58,10 +61,14 @@ def test_a_good_candidate_climbs_the_steps_bakes_and_leaves_one_version() -> Non
     for _ in range(2):
         rollout.after(60).hears("pass")
         weights.append(rollout.state.weights())
-    assert weights == [{Slot.A: 95, Slot.B: 5}, {Slot.A: 50, Slot.B: 50}, {Slot.B: 100, Slot.A: 0}]
+    assert weights == [{Slot.A: 95, Slot.B: 5}, {Slot.A: 50, Slot.B: 50}, {Slot.B: 95, Slot.A: 5}]
     assert rollout.state.phase is Phase.BAKING
     assert rollout.state.stable is Slot.B
     assert isinstance(rollout.after(299).sees(), Wait)
+    rollout.after(1).sees()
+    assert kinds(rollout)[-1] is TransitionKind.END_CONTROL
+    assert rollout.state.weights() == {Slot.B: 100, Slot.A: 0}
+    assert isinstance(rollout.after(44).sees(), Wait)
     rollout.after(1).sees()
     assert (rollout.state.phase, rollout.state.a, rollout.state.weights()) == (
         Phase.STABLE,
@@ -352,6 +359,70 @@ def test_an_old_fail_of_the_bake_is_for_a_person_to_decide() -> None:
     assert rollout.state.stable is Slot.B
     rollout.observes(HoldLifted(release="r-new", by="mara"))
     rollout.after(300).sees(verdict=old)
+    rollout.after(60).sees(verdict=old)
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_fail_of_the_bake_waits_until_the_promotion_is_in_force() -> None:
+    rollout = in_bake()
+    early = rollout.sees(
+        verdict=verdict("fail", rollout.now), live_generation=rollout.state.began - 1
+    )
+    assert isinstance(early, Wait)
+    rollout.hears("fail")
+    assert rollout.state.last is not None
+    assert rollout.state.last.outcome is Outcome.ROLLED_BACK
+
+
+def test_a_control_that_dies_gives_its_part_to_the_new_version_and_the_bake_goes_on() -> None:
+    rollout = in_bake()
+    rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    assert (rollout.state.phase, rollout.state.weights()[Slot.B]) == (Phase.BAKING, 100)
+    assert rollout.state.a is not None
+    assert isinstance(rollout.after(200).sees(), Wait)
+    rollout.after(100).sees()
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_metrics_missing_during_the_bake_move_nothing() -> None:
+    rollout = in_bake()
+    assert isinstance(rollout.after(200).sees(blind_seconds=200), Wait)
+    assert rollout.state.stable is Slot.B
+
+
+@pytest.mark.parametrize("control", [0, 5])
+def test_the_end_of_the_bake_says_what_was_judged(control: int) -> None:
+    rollout = in_canary(SPEC.model_copy(update={"control_percent": control}), steps_passed=2)
+    assert rollout.state.weight == control
+    rollout.after(300).sees()
+    answer = rollout.after(60).sees()
+    assert isinstance(answer, Transition) or control == 0
+    assert "nothing was judged during the bake" in rollout.transitions[-1].reason
+    assert ("neither a control nor SLOs" in rollout.transitions[-1].reason) is (control == 0)
+
+
+def test_a_first_release_with_objectives_is_baked_and_held_if_it_breaks_them() -> None:
+    levels = ServiceLevels(error_ratio=0.01)
+    rollout = Rollout()
+    rollout.start("new", SPEC.model_copy(update={"slos": levels}))
+    rollout.sees()
+    assert (rollout.state.phase, rollout.state.weights()) == (Phase.BAKING, {Slot.A: 100})
+    good = Rollout(rollout.state)
+    good.after(400).hears("insufficient_data")
+    assert (good.state.phase, good.state.verdicts[-1].verdict) == (
+        Phase.STABLE,
+        "insufficient_data",
+    )
+    rollout.hears("fail")
+    assert rollout.state.phase is Phase.HELD
+
+
+def test_a_state_written_before_bakes_were_judged_is_still_read() -> None:
+    data = in_bake().state.to_data()
+    del data["control_ended"], data["canary"]["control_percent"], data["canary"]["slos"]
+    old = ReleaseState.model_validate({**data, "weight": 0})
+    rollout = Rollout(old).after(360 + 120)
+    rollout.sees()
     assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
 
 
@@ -460,3 +531,104 @@ def test_the_words_of_a_person_cannot_forge_a_trailer() -> None:
     assert "\n" not in answer.subject
     assert all("\n" not in value for value in answer.trailers.values())
     assert "Approved-by" not in answer.trailers
+
+
+def promotion(rollout: Rollout, step: int) -> Promotion:
+    under_test = rollout.state.occupant(rollout.state.free_slot)
+    assert under_test is not None
+    return Promotion(
+        release=under_test.release,
+        candidate=under_test.candidate.digest,
+        step=step,
+        by="mara",
+        reason="seen by hand",
+    )
+
+
+def test_a_person_takes_a_held_release_on_by_name_and_reason() -> None:
+    for step, phase, weight in ((1, Phase.CANARY, 50), (2, Phase.BAKING, 5)):
+        rollout = in_canary()
+        rollout.after(300).hears("insufficient_data")
+        assert rollout.state.phase is Phase.HELD
+        answer = rollout.sees(decision=promotion(rollout, step))
+        assert isinstance(answer, Transition)
+        assert answer.trailers["Requested-by"] == "mara"
+        assert "seen by hand" in answer.reason
+        assert (rollout.state.phase, rollout.state.weight) == (phase, weight)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"verification": None},
+        {"verification": Verification(candidate=candidate("new").digest, ok=False)},
+        {"fallback_verification": None},
+        {"a": fit(occupant("old"), sized=False)},
+        {"b": fit(occupant("new"), ready=False)},
+    ],
+)
+def test_no_person_promotes_past_what_a_raise_has_to_prove(lacking: dict[str, object]) -> None:
+    rollout = in_canary()
+    rollout.after(300).hears("insufficient_data")
+    rollout.sees(decision=promotion(rollout, 2), **lacking)
+    assert rollout.state.weight in (0, 5)
+    assert rollout.state.stable is Slot.A
+
+
+def test_no_person_promotes_past_a_fail_a_signed_approval_or_another_release() -> None:
+    failed = in_canary()
+    failed.after(300).hears("insufficient_data")
+    failed.sees(decision=promotion(failed, 2), verdict=verdict("fail", failed.now))
+    assert failed.state.phase is Phase.DRAINING
+    unsigned = in_canary(SPEC_WITH_APPROVAL)
+    unsigned.after(300).hears("insufficient_data")
+    for step in (1, 2):
+        assert isinstance(unsigned.sees(decision=promotion(unsigned, step)), Wait)
+    waiting = in_canary(SPEC_WITH_APPROVAL)
+    waiting.after(60).hears("pass")
+    assert isinstance(waiting.sees(decision=promotion(waiting, 2)), Wait)
+    other = in_canary()
+    other.after(300).hears("insufficient_data")
+    late = promotion(other, 1).model_copy(update={"release": "r-before"})
+    assert isinstance(other.sees(decision=late), Wait)
+    back = promotion(other, 0)
+    assert isinstance(other.sees(decision=back), Wait)
+
+
+def test_a_mirror_step_is_judged_before_any_user_meets_the_candidate() -> None:
+    mirror = CanaryStep(weight=0, traffic="mirror", mirror_percent=40, max_seconds=300)
+    spec = SPEC.model_copy(update={"steps": (mirror, *SPEC.steps)})
+    rollout = in_canary(spec)
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.CANARY, 0)
+    assert rollout.state.mirrored() == (Slot.B, 40)
+    assert isinstance(rollout.after(60).sees(), Wait)
+    failed = Rollout(rollout.state).after(120)
+    # Users are not moved, so it does not matter whether stable can be seen.
+    failed.sees(verdict=verdict("fail", failed.now), a=None)
+    assert failed.state.phase is Phase.DRAINING
+    assert failed.state.is_denied(candidate("new").digest)
+    rollout.hears("pass")
+    assert (rollout.state.weight, rollout.state.mirrored()) == (5, None)
+
+
+def test_a_header_step_needs_no_verdict_but_its_time_and_all_that_a_raise_proves() -> None:
+    header = CanaryStep(weight=0, traffic="header", min_seconds=30)
+    rollout = in_canary(SPEC.model_copy(update={"steps": (header, *SPEC.steps)}))
+    assert (rollout.state.step, rollout.state.weight) == (0, 0)
+    assert isinstance(rollout.after(29).sees(), Wait)
+    assert isinstance(rollout.after(1).sees(verification=None), Wait)
+    answer = rollout.sees()
+    assert isinstance(answer, Transition)
+    assert "nothing was judged" in answer.reason
+    assert rollout.state.weight == 5
+
+
+def test_steps_without_weight_come_first_and_a_canary_has_one_with_weight() -> None:
+    weighted, header = CanaryStep(weight=5), CanaryStep(weight=0, traffic="header")
+    for steps in ((weighted, header), (header,)):
+        with pytest.raises(ValidationError):
+            CanarySpec(steps=steps)
+    with pytest.raises(ValidationError):
+        CanaryStep(weight=0)
+    with pytest.raises(ValidationError):
+        CanaryStep(weight=5, traffic="mirror")

@@ -1,0 +1,112 @@
+"""How a release comes to rest: the bake after promotion, the control's end, and the slot without traffic that is emptied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lockgate.domain.release_state import Phase
+from lockgate.domain.rollout.endings import RELEASE_CLEARED, end_if_in_danger
+from lockgate.domain.rollout.observations import Look
+from lockgate.domain.rollout.scene import Scene
+from lockgate.domain.rollout.transitions import (
+    Transition,
+    TransitionKind,
+    Wait,
+    rfc3339,
+    transition,
+)
+
+
+def bake(scene: Scene, look: Look) -> Transition | Wait:
+    """After promotion: judged to the end of the bake, then the old version's slot is emptied."""
+    ended = end_if_in_danger(scene, look)
+    if ended is not None:
+        return ended
+    state = scene.state
+    if state.weight and scene.fallback_fit() is False:
+        return _end_control(scene, look, "the control is not ready: the new version takes its part")
+    seconds = scene.spec.bake_seconds
+    if scene.budget_used() < seconds:
+        return Wait(reason="baking", until=scene.at(seconds))
+    seen = scene.subject_readiness
+    if seen is None or not seen.fit(scene.subject.candidate.digest):
+        return Wait(
+            reason="the bake is over, but the new version is not seen to be ready: the old one stays",
+            page=f"{scene.subject.release} is not ready at the end of its bake",
+        )
+    if state.weight:
+        return _end_control(scene, look, "the bake is over")
+    return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
+
+
+def _end_control(scene: Scene, look: Look, why: str) -> Transition | Wait:
+    """Give the control's traffic to the new version. The old one stays where it is, warm, until the bake is over and its
+    last answers are out."""
+    subject = scene.subject
+    return transition(
+        TransitionKind.END_CONTROL,
+        scene.state,
+        {"weight": 0, "control_ended": rfc3339(scene.now)},
+        subject,
+        f"slot {scene.subject_slot} takes all traffic: {why}",
+        reason=_baked(scene, look),
+    )
+
+
+def _baked(scene: Scene, look: Look) -> str:
+    """What the judge made of the bake, or that it made nothing of it."""
+    if look.verdict is not None:
+        return f"the bake: {look.verdict.verdict}: {look.verdict.summary}"
+    spec = scene.spec
+    if not spec.control_percent and spec.slos.empty:
+        return "nothing was judged during the bake: the spec has neither a control nor SLOs"
+    return "nothing was judged during the bake: nothing could be measured"
+
+
+def drain(scene: Scene, look: Look) -> Transition | Wait:
+    """After a rollback or abort: the candidate's slot is emptied."""
+    return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+
+
+def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
+    """Empty the slot without traffic, once no request can be left in it.
+
+    Where the gateway is seen to carry out the weight 0, its last streams get the drain time of the serving spec. Where that
+    cannot be seen, the allowance for stopping servers and for outages is added.
+    """
+    state = scene.state
+    if state.stable is None:
+        raise ValueError(f"phase {state.phase} without a stable slot")
+    idle = state.stable.other
+    occupant = state.occupant(idle)
+    if occupant is not None:
+        serving = occupant.candidate.serving
+        needed: float = serving.drain_seconds
+        routed_since = state.generation if state.control_ended is not None else state.began
+        if look.live_generation is None or look.live_generation < routed_since:
+            needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
+        if scene.idle_for() < needed:
+            return Wait(
+                reason=f"slot {idle} drains: {needed:.0f} s",
+                until=scene.idle_at(needed),
+            )
+        what += f"; slot {idle} is emptied"
+    changes: dict[str, Any] = {
+        **RELEASE_CLEARED,
+        idle.value: None,
+        "phase": Phase.STABLE,
+        "since": rfc3339(scene.now),
+        "began": state.generation + 1,
+    }
+    verdict = scene.verdict_ref(look.verdict) if scene.baking and look.verdict is not None else None
+    if verdict is not None:
+        changes["verdicts"] = (*state.verdicts, verdict)
+    return transition(
+        TransitionKind.FINISH,
+        state,
+        changes,
+        scene.subject,
+        what,
+        reason=_baked(scene, look) if scene.baking else "",
+        verdict=verdict,
+    )

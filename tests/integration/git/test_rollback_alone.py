@@ -1,0 +1,98 @@
+"""A rollback needs Git and a slot to go back to. Nothing else has to be there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from lockgate.domain.digests import Digest
+from lockgate.domain.release_state import Outcome, Phase
+from lockgate.domain.rollout import HoldRequested
+from lockgate.errors import GitError, Refused, UsageError
+from tasks import driving
+from tests.integration.git.repositories import commits, git, make_remote, render, repository
+from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, verdict
+
+REPORT = {"verdict": "fail", "reasons": ["slow"]}
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rollout:
+    """A canary in a repository whose workspace has a registry that refuses connections."""
+    make_remote(tmp_path)
+    rollout = in_canary()
+    repo = repository(tmp_path)
+    for transition in rollout.transitions:
+        repo.commit_transition("m", "prod", lambda _, t=transition: t, render)
+    monkeypatch.setenv("LOCKGATE_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("LOCKGATE_REMOTE", str(tmp_path / "remote.git"))
+    monkeypatch.setenv("LOCKGATE_STORE", "127.0.0.1:9")
+    monkeypatch.setenv("LOCKGATE_PLAIN_HTTP", "true")
+    monkeypatch.setattr(driving, "rendering", lambda workspace: render)
+    return rollout
+
+
+def test_a_registry_outage_does_not_stop_a_rollback(canary: Rollout, tmp_path: Path) -> None:
+    failed = look(canary.state, verdict=verdict("fail", BEGIN))
+    began = time.monotonic()
+    state = driving.commit("m", "prod", failed)
+    assert time.monotonic() - began < 60
+    assert state.phase is Phase.DRAINING
+    assert state.last is not None
+    assert state.last.outcome is Outcome.ROLLED_BACK
+    assert state.is_denied(state.last.candidate)
+
+
+def test_the_report_comes_from_this_machine_where_the_registry_is_away(
+    canary: Rollout, tmp_path: Path
+) -> None:
+    digest = Digest.of_json(REPORT)
+    kept = driving.Workspace.current().layout.kept_report(digest.hex)
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"reasons": ["slow"], "verdict": "fail"}')
+    said = verdict("fail", BEGIN).model_copy(update={"report": digest})
+    driving.commit("m", "prod", look(canary.state, verdict=said))
+    newest = commits(tmp_path / "remote.git")[0]
+    names = git("show", "--name-only", "--format=", newest, at=tmp_path / "remote.git")
+    assert f"verdicts/{digest.hex}.json" in names
+
+
+def test_a_rollback_that_cannot_be_committed_pages(
+    canary: Rollout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "remote.git").rename(tmp_path / "gone.git")
+    failed = look(canary.state, verdict=verdict("fail", BEGIN), live_generation=None)
+    logging.getLogger("lockgate").propagate = True
+    with caplog.at_level(logging.ERROR), pytest.raises(GitError):
+        driving.commit("m", "prod", failed)
+    assert any(r.message.startswith("PAGE: it could not be committed") for r in caplog.records)
+
+
+def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
+    canary: Rollout, tmp_path: Path
+) -> None:
+    held = HoldRequested(release="r-new", by="mara", reason="lunch")
+    driving.commit("m", "prod", held)
+    state = driving.commit_resume.fn("m", "prod", "back from lunch", "mara")
+    assert (state.phase, state.weight) == (Phase.CANARY, canary.state.weight)
+    message = git("log", "-1", "--format=%B", at=tmp_path / "remote.git")
+    assert "back from lunch" in message
+    assert "Requested-by: mara" in message
+    with pytest.raises(UsageError, match="no release of m is held"):
+        driving.commit_resume.fn("m", "prod", "again", "mara")
+
+
+def test_nothing_is_promoted_by_hand_while_the_cluster_cannot_be_seen(
+    canary: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving, "PROVING_SECONDS", 0.0)
+    with pytest.raises(UsageError, match="no release of m is held"):
+        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
+    with pytest.raises(UsageError, match="no step 1 before it"):
+        driving.commit_promotion.fn("m", "prod", 1, "why", "mara")
+    with pytest.raises(Refused, match=r"not seen in its slot|could not be observed"):
+        driving.commit_promotion.fn("m", "prod", None, "why", "mara")

@@ -1,0 +1,101 @@
+"""How a bake is judged: by its control where it has one, by absolute service levels where the spec has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lockgate.domain.objectives import Objectives
+from lockgate.domain.rollout.transitions import parse_time
+from lockgate.domain.spec import LatencyObjective, ServiceLevels
+from lockgate.domain.trace import Histogram, Scrape, Track
+from tasks.judging import StepJudge
+from tests.unit.rollout.world import SPEC, in_bake, in_canary
+
+LEVELS = ServiceLevels(ttft=LatencyObjective(quantile=0.9, seconds=1.0), error_ratio=0.05)
+
+
+def scrapes(
+    track: Track, start: float, seconds: int, *, slow: float = 0.0, errors: float = 0.0
+) -> Iterator[Scrape]:
+    """Ten requests a second, one scrape every two."""
+    for second in range(0, seconds, 2):
+        n = 10.0 * second
+        counters = {
+            "envoy_cluster_upstream_rq_total": n,
+            'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}': n * errors,
+        }
+        ttft = Histogram((0.5, 1.0, math.inf), (n * (1 - slow), n * (1 - slow), n), n)
+        histograms = {"vllm:time_to_first_token_seconds": ttft}
+        yield Scrape(start + second, track, track, True, counters, histograms)
+
+
+def objectives() -> Objectives:
+    return Objectives(LEVELS, alpha=0.01, start=0.0, block_seconds=5.0)
+
+
+def test_a_broken_objective_fails_and_is_named() -> None:
+    for broken, word in (({"slow": 0.5}, "SLO ttft"), ({"errors": 0.3}, "SLO errors")):
+        judged = objectives()
+        for scrape in scrapes("canary", 0.0, 120, **broken):
+            judged.observe(scrape)
+        report = judged.report()
+        assert report.verdict == "fail"
+        assert report.reasons[0].startswith(word)
+
+
+def test_a_kept_objective_is_no_proof_and_a_few_requests_show_nothing() -> None:
+    judged = objectives()
+    for scrape in scrapes("canary", 0.0, 600, slow=0.08, errors=0.02):
+        judged.observe(scrape)
+    assert judged.report().verdict == "insufficient_data"
+    few = objectives()
+    for scrape in list(scrapes("canary", 0.0, 4, slow=1.0)):
+        few.observe(scrape)
+    assert "only 0 requests" in few.report().reasons[0]
+
+
+def test_an_objective_that_the_control_breaks_too_is_not_blamed_on_the_new_version() -> None:
+    judged = objectives()
+    pairs = zip(
+        scrapes("baseline", 0.0, 120, slow=0.6), scrapes("canary", 0.0, 120, slow=0.6), strict=True
+    )
+    for pair in pairs:
+        for scrape in pair:
+            judged.observe(scrape)
+    assert judged.report().verdict == "insufficient_data"
+    assert "by the control too" in judged.report().reasons[0]
+
+
+def test_lines_that_come_twice_change_nothing() -> None:
+    once, twice = objectives(), objectives()
+    for scrape in scrapes("canary", 0.0, 60, slow=0.2):
+        once.observe(scrape)
+        twice.observe(scrape)
+        twice.observe(scrape)
+    assert once.report() == twice.report()
+
+
+def test_a_bake_with_a_control_fails_on_errors_that_only_the_new_version_has() -> None:
+    state = in_bake().state
+    judge = StepJudge(state)
+    assert state.since is not None
+    start = parse_time(state.since).timestamp()
+    good, bad = scrapes("baseline", start, 240), scrapes("canary", start, 240, errors=0.3)
+    for pair in zip(good, bad, strict=True):
+        for scrape in pair:
+            judge.observe(scrape)
+    report = judge.decided()
+    assert report is not None
+    assert report.verdict == "fail"
+
+
+def test_a_bake_without_control_is_judged_by_the_objectives_alone_and_says_so() -> None:
+    spec = SPEC.model_copy(update={"control_percent": 0, "slos": LEVELS})
+    state = in_canary(spec, steps_passed=2).state
+    judge = StepJudge(state)
+    report = judge.look(None)
+    assert report is not None
+    assert any("no control: absolute SLOs" in reason for reason in report.reasons)
+    nothing = in_canary(SPEC.model_copy(update={"control_percent": 0}), steps_passed=2).state
+    assert not StepJudge(nothing).active
