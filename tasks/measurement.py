@@ -58,7 +58,8 @@ def measure_candidate(
     measuring = _Measuring(
         Workspace.current(), candidate, evaluation_spec, benchmark_spec, pod_templates or {}
     )
-    measured, stage = measuring.alone() if stable is None else measuring.beside(stable)
+    in_turn = stable is not None and benchmark_spec.compare == "in_turn"
+    measured, stage = measuring.beside(stable) if stable and in_turn else measuring.alone()
     artifacts.publish_evaluation(measured.measurements.evaluation)
     artifacts.publish_benchmark(measured.measurements.benchmark)
     return measured, stage

@@ -215,7 +215,11 @@ def _measurement(
     """Serving, evaluation and benchmark of a candidate; `stable`: beside it, in turn."""
     tasks = ", ".join(task.name for task in spec.evaluation.tasks)
     profiles = ", ".join(profile.name for profile in spec.benchmark.profiles)
-    in_turn = stable is not None and (candidate is None or stable.digest != candidate.digest)
+    in_turn = (
+        spec.benchmark.compare == "in_turn"
+        and stable is not None
+        and (candidate is None or stable.digest != candidate.digest)
+    )
     if in_turn:
         profiles += ", in turn with stable"
     try:

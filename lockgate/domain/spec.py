@@ -125,6 +125,9 @@ BenchmarkMetric = Literal["ttft", "tpot", "e2e", "throughput", "goodput"]
 
 class BenchmarkSpec(Frozen):
     profiles: tuple[BenchmarkProfile, ...] = Field(min_length=1)
+    compare: Literal["in_turn", "limits"] = "in_turn"
+    """`in_turn`: against stable, both served at once and put under load in turn. `limits`: not at all, the absolute limits
+    alone decide, of which at least one has to be declared then."""
     margin: Annotated[float, Field(gt=0)] = 0.15
     """How much worse than the stable candidate's on the same hardware a metric may be, relative."""
     margins: dict[BenchmarkMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -152,9 +155,17 @@ class BenchmarkSpec(Frozen):
             raise ValueError("benchmark profile names must be unique")
         if all(p.sweep is not None for p in self.profiles):
             raise ValueError("a sweep is a curve and is not judged: at least one profile without")
+        if self.compare == "limits" and not self.limited:
+            raise ValueError("`compare: limits` needs an absolute limit")
         if "goodput" in self.margins and self.service_level is None:
             raise ValueError("a margin of goodput needs a `service_level`")
         return self
+
+    @property
+    def limited(self) -> bool:
+        """Whether any absolute limit on speed is declared."""
+        limits = (self.max_ttft_p50_ms, self.max_tpot_p50_ms, self.min_output_tokens_per_second)
+        return any(limit is not None for limit in limits)
 
     def margin_of(self, metric: BenchmarkMetric) -> float:
         return self.margins.get(metric, self.margin)

@@ -77,12 +77,14 @@ def test_latency_under_concurrency_is_refused_by_the_benchmark_gate(untouched: S
             "profiles": [
                 {
                     "name": "burst",
-                    "requests": 12,
+                    "requests": 72,
                     "prompt_tokens": 64,
-                    "output_tokens": 32,
+                    "output_tokens": 16,
                     "concurrency": 12,
                 }
             ],
+            "compare": "in_turn",
+            "blocks": 6,
             "margin": 0.5,
         },
     )

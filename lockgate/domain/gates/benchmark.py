@@ -73,9 +73,13 @@ def benchmark_gate(
     if candidate is None:
         return _result([(Decision.FAIL, "the candidate was not benchmarked", None)])
     judged: list[_Judged] = []
+    if spec.compare == "limits":
+        comparison = None
     reference = comparison.stable_benchmark if comparison is not None else stable
-    comparable = reference is not None and (
-        reference.fingerprint.hardware == candidate.fingerprint.hardware
+    comparable = (
+        spec.compare == "in_turn"
+        and reference is not None
+        and reference.fingerprint.hardware == candidate.fingerprint.hardware
     )
     if comparison is not None:
         judged += _judge_provenance(candidate, stable, comparison)
@@ -115,12 +119,14 @@ def _judge_alone(
 ) -> _Judged:
     if stable is None:
         why = "first release: judged by the absolute limits alone"
+    elif spec.compare == "limits":
+        why = "the spec asks for no comparison with stable: judged by the absolute limits alone"
     else:
         why = (
             f"stable was benchmarked on other hardware ({_hardware(stable)}) than the candidate "
             f"({_hardware(candidate)}): not compared, judged by the absolute limits alone"
         )
-    if any(limit is not None for _, limit, _, _ in _limits(spec)):
+    if spec.limited:
         return Decision.PASS, why, None
     missing = "; none is declared, so there is nothing to judge by"
     return Decision.INSUFFICIENT_DATA, why + missing, None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import (
@@ -266,3 +267,17 @@ def test_the_result_carries_what_serving_costs_and_what_the_candidate_saves() ->
     assert row["cost"]["replicas"] == 10
     assert row["cost"]["per_million_output_tokens"] == pytest.approx(1.0)
     assert row["saving"]["share"] == pytest.approx(0.0)
+
+
+def test_where_the_spec_asks_for_no_comparison_the_limits_decide_and_the_result_says_so() -> None:
+    alone = spec(compare="limits")
+    slow = benchmark_gate(alone, evidence(profile(slower=3)), evidence(profile()))
+    assert slow.decision is Decision.PASS
+    assert any("no comparison with stable" in reason for reason in slow.reasons)
+    too_slow = benchmark_gate(alone, evidence(profile(slower=6)), evidence(profile()))
+    assert too_slow.decision is Decision.FAIL
+
+
+def test_no_comparison_and_no_limit_is_no_spec() -> None:
+    with pytest.raises(ValidationError, match="needs an absolute limit"):
+        spec(compare="limits", max_ttft_p50_ms=None)
