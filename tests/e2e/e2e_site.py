@@ -17,11 +17,9 @@ import pytest
 import yaml
 
 from lockgate.adapters.git import GitOpsRepository
-from lockgate.cli.demonstration import ACTS
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.release_state import ReleaseState
 from lockgate.settings import Settings
-from tasks.reporting import recorded_outcomes
 from tasks.workspace import Workspace
 
 MODEL = "smollm2"
@@ -116,27 +114,14 @@ class Site:
         path.write_text(yaml.safe_dump(data))
         return path
 
-    def demo_spec(self, number: int, name: str, **override: Any) -> Path:
-        """One of the demonstration's specs as it was measured there; only parts that gates do not measure may be replaced."""
-        data = yaml.safe_load((self.workspace / "specs" / f"release-{number}.yaml").read_text())
-        for key, value in override.items():
-            data[key] = {**data[key], **value}
-        path = self.workspace / "specs" / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(data))
-        return path
-
-    def number_of_stable(self) -> int:
-        """Which of the demonstration's releases, as `spec` counts them, is stable now."""
+    def spec_of_stable(self) -> dict[str, Any]:
+        """A spec that asks for what is stable now, which is always release 2's model: only its arguments may differ."""
         state = self.state()
         assert state.stable is not None
         occupant = state.occupant(state.stable)
         assert occupant is not None
-        (title,) = [
-            recorded.title
-            for recorded in recorded_outcomes(self.settings, MODEL, "local")
-            if recorded.outcome.candidate.digest == occupant.candidate.digest
-        ]
-        return [act.title for act in ACTS].index(title) + 1
+        data = yaml.safe_load((self.workspace / "specs" / "release-2.yaml").read_text())
+        return {**data, "serving": occupant.candidate.serving.to_data()}
 
     def prefect_url(self) -> str:
         return str(json.loads((self.settings.layout.prefect / "server.json").read_text())["url"])

@@ -58,8 +58,7 @@ def test_a_killed_flow_is_taken_up_from_git_and_the_trace(demo: Demo, tmp_path: 
     site, _ = demo
     log = tmp_path / "release.log"
     before = site.history()
-    # Measured by the demonstration: only the comparison with what is stable now is new.
-    spec = site.demo_spec(3 - site.number_of_stable(), "killed")
+    spec = site.spec(2, "killed", serving={"max_num_seqs": 24})
     flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
         wait_until_judged(site, flow, log)
@@ -87,8 +86,8 @@ def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(
     site, _ = demo
     log = tmp_path / "release.log"
     budget = 20
-    spec = site.demo_spec(
-        3 - site.number_of_stable(), "unobserved", canary={"outage_budget_seconds": budget}
+    spec = site.spec(
+        2, "unobserved", serving={"max_num_seqs": 23}, canary={"outage_budget_seconds": budget}
     )
     flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):

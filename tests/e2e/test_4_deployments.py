@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 from e2e_site import Site, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
@@ -76,8 +75,7 @@ def test_every_flow_deploys_and_a_worker_runs_them_by_their_module_paths(
     prefect(environment, "deploy", "--all", cwd=tmp_path)
     assert sorted(found["name"] for found in asked(environment, "deployments")) == sorted(FLOWS)
     # What is stable already: the release asks its step of the pool and gets the result from there.
-    spec = yaml.safe_load(site.demo_spec(site.number_of_stable(), "stable").read_text())
-    parameters = json.dumps({"request": {"spec": spec, "requested_by": "test"}})
+    parameters = json.dumps({"request": {"spec": site.spec_of_stable(), "requested_by": "test"}})
     log = tmp_path / "worker.log"
     with log.open("wb") as output:
         worker = subprocess.Popen(
