@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,19 @@ from benchmarks.judge_families import (
     TTFT_SIGMA,
     Change,
     Setting,
-    TrackBlocks,
     simulate,
 )
-from benchmarks.judge_peers import PEERS, TICK, delays, tuned
+from benchmarks.judge_peers import PEERS, TICK, delays, seen_by, tuned, watched
 from benchmarks.judge_report import write_report
-from benchmarks.judge_vectorised import Blocks, alpha_of, judge_all, means, outcome
+from benchmarks.judge_vectorised import (
+    SIMULATED,
+    WITH_DATA,
+    Blocks,
+    alpha_of,
+    judge_all,
+    means,
+    outcome,
+)
 from lockgate.domain.judge import JudgeConfig
 
 SEED = 20_240
@@ -43,16 +50,33 @@ CHUNK = 500
 NULLS = {
     "no difference": Change(),
     "at the margin": Change(latency=1.1, errors=0.015, tokens=1.15, finish=0.35),
+    "tail at the margin": Change(tail=0.005),
 }
 LATENCIES = {f"latency {x:g}x": Change(latency=x) for x in (1.2, 1.3, 2.0, 5.0)}
 SHIFTS = {
     **LATENCIES,
     "TTFT tail (5% at 10x)": Change(tail=0.05),
+    "ITL tail (5% at 10x)": Change(token_tail=0.05),
     "errors 1% to 3%": Change(errors=0.03),
     "errors 1% to 30%": Change(errors=0.30),
     "answers cut to 60%": Change(tokens=0.6),
     "finish reasons 30% to 60%": Change(finish=0.6),
 }
+LASTING = ("TTFT tail (5% at 10x)", "errors 1% to 3%")
+"""Looked for on traces as long as the time budget, too."""
+
+_WATCHED = ("TTFT", "ITL", "TTFT p95")
+SIGNALS_OF = {
+    **dict.fromkeys(LATENCIES, ("TTFT", "ITL")),
+    "TTFT tail (5% at 10x)": _WATCHED,
+    "ITL tail (5% at 10x)": _WATCHED,
+    "errors 1% to 3%": ("errors",),
+    "errors 1% to 30%": ("errors",),
+    "answers cut to 60%": ("length",),
+    "finish reasons 30% to 60%": ("reasons",),
+}
+"""What the peers are given to look at, for each regression."""
+
 SETTING, LONG = Setting(), Setting(seconds=1800.0)
 CONFIG = JudgeConfig()
 
@@ -79,58 +103,64 @@ def false_rates(family: str, null: str, setting: Setting, chunk: int) -> dict[st
     """Counts in one chunk: traces, false rollbacks, and false passes a metric."""
     key = (family, null, chunk, setting.seconds)
     pair = simulate(family, setting, CHUNK, NULLS[null], _rng(*key))
-    edge = null == "at the margin"
+    edge = {"at the margin": SIMULATED, "tail at the margin": ("ttft_tail",)}.get(null, ())
     found = outcome(judge_all(*pair, setting, CONFIG, within=edge), setting, CONFIG)
     counts = {"traces": CHUNK, "failed": int(np.isfinite(found.failed).sum())}
     if edge:
-        counts |= {f"passed {m}": int(np.isfinite(t).sum()) for m, t in found.within.items()}
+        counts |= {f"passed {m}": int(np.isfinite(found.within[m]).sum()) for m in edge}
     return counts
 
 
-def power(family: str, name: str, traces: int) -> dict[str, Any]:
+def power(family: str, name: str, setting: Setting, traces: int) -> dict[str, Any]:
     """Power within the trace and median delay (seconds) of the whole verdict, and of TTFT alone."""
-    pair = simulate(family, SETTING, traces, SHIFTS[name], _rng(family, name))
-    found = judge_all(*pair, SETTING, CONFIG, within=False)
-    out: dict[str, Any] = _summary(outcome(found, SETTING, CONFIG).failed)
-    out |= {m: _summary(outcome(found, SETTING, CONFIG, m).failed) for m in ("ttft", "itl")}
+    pair = simulate(family, setting, traces, SHIFTS[name], _rng(family, name, setting.seconds))
+    found = judge_all(*pair, setting, CONFIG, within=())
+    out: dict[str, Any] = _summary(outcome(found, setting, CONFIG).failed)
+    out |= {m: _summary(outcome(found, setting, CONFIG, m).failed) for m in ("ttft", "itl")}
     return out | {"traces": traces}
 
 
-def _ticks(track: TrackBlocks, metric: str) -> np.ndarray:
-    """A latency's mean at each of the peers' looks; NaN without samples."""
-    sums = getattr(track, metric).grouped(np.arange(0, SETTING.blocks, round(TICK)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out: np.ndarray = sums.total / sums.count
-    return out
-
-
-def peers(traces: int, measured: float | None) -> dict[str, Any]:
-    """Peers on mean TTFT or mean ITL, tuned in hindsight to each family and, as one setting, to
-    all of them: to alpha, and to the rate that ours was `measured` at."""
-    seen: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
-    for family in FAMILIES:
-        for name, change in {"null": NULLS["at the margin"], **LATENCIES}.items():
-            b, c = simulate(family, SETTING, traces, change, _rng(family, "peers", name))
-            for metric in ("ttft", "itl"):
-                seen[metric, family, name] = _ticks(b, metric), _ticks(c, metric)
+def peers(
+    setting: Setting,
+    shifts: Sequence[str],
+    rules: Sequence[str],
+    traces: int,
+    measured: float | None,
+) -> dict[str, Any]:
+    """Peers on what they can watch, tuned in hindsight to each family and, as one setting, to all of
+    them: to alpha, and to the rate that ours was `measured` at."""
+    changes = {"null": NULLS["at the margin"], **{name: SHIFTS[name] for name in shifts}}
+    seen = {
+        (family, name): watched(
+            simulate(family, setting, traces, change, _rng(family, "peers", name, setting.seconds)),
+            setting,
+        )
+        for family in FAMILIES
+        for name, change in changes.items()
+    }
     out: dict[str, Any] = {}
-    for metric in ("ttft", "itl"):
-        for peer, rule in PEERS.items():
-            nulls = {f: seen[metric, f, "null"] for f in FAMILIES}
-            everywhere = tuned(rule, list(nulls.values()), CONFIG.alpha)
-            same = tuned(rule, list(nulls.values()), CONFIG.alpha if measured is None else measured)
+    for signal in dict.fromkeys(s for name in shifts for s in SIGNALS_OF[name]):
+        for peer in rules:
+            rule = PEERS[peer]
+            view = {at: seen_by(peer, signal, each[signal]) for at, each in seen.items()}
+            nulls = {f: view[f, "null"] for f in FAMILIES}
+            knobs = {
+                "everywhere": tuned(rule, list(nulls.values()), CONFIG.alpha),
+                "same": tuned(rule, list(nulls.values()), measured or CONFIG.alpha),
+            }
             rows: dict[str, dict[str, Any]] = {}
             for family in FAMILIES:
-                own = tuned(rule, [nulls[family]], CONFIG.alpha)
-                rows[family] = {"knob": own if math.isfinite(own) else None}
-                for name in LATENCIES:
-                    pair = seen[metric, family, name]
-                    rows[family][name] = {
-                        "own": _summary(delays(rule, own, *pair, TICK)),
-                        "everywhere": _summary(delays(rule, everywhere, *pair, TICK)),
-                        "same": _summary(delays(rule, same, *pair, TICK)),
+                own = knobs | {"own": tuned(rule, [nulls[family]], CONFIG.alpha)}
+                rows[family] = {
+                    name: {
+                        how: _summary(delays(rule, knob, *view[family, name], TICK))
+                        for how, knob in own.items()
                     }
-            out[f"{peer}, {metric.upper()}"] = {
+                    for name in shifts
+                    if signal in SIGNALS_OF[name]
+                }
+            everywhere = knobs["everywhere"]
+            out[f"{peer}, {signal}"] = {
                 "everywhere": everywhere if math.isfinite(everywhere) else None,
                 "families": rows,
             }
@@ -168,7 +198,7 @@ def steady(traces: int) -> dict[str, Any]:
         setting = Setting(seconds=2400.0 if shift < 1.3 else 600.0)
         pair = simulate("iid", setting, traces, Change(latency=shift), _rng("steady", shift))
         blocks = Blocks.of(setting, config)
-        b, c = (track.grouped(blocks.starts) for track in pair)
+        b, c = blocks.of_tracks(*pair)
         for metric in ("ttft", "itl"):
             alpha = alpha_of(metric, config)
             sums = getattr(b, metric), getattr(c, metric)
@@ -187,10 +217,13 @@ def counts() -> dict[str, float]:
     """Mean seconds of an SPRT for the simulated regressions of shares, with all of alpha and with the
     metric's share of it."""
     rate, all_ = SETTING.rate, CONFIG.alpha
-    errors, mix = alpha_of("gateway_errors", CONFIG), alpha_of("finish_reasons", CONFIG)
+    errors, mix, tails = (
+        alpha_of(name, CONFIG) for name in ("gateway_errors", "finish_reasons", "ttft_tail")
+    )
     cases = {
         "errors 1% to 3%": (0.01, 0.03, 0.005, errors),
         "errors 1% to 30%": (0.01, 0.30, 0.005, errors),
+        "slow requests 0.14% to 4% (`iid`, beyond 0.75 s)": (0.0014, 0.04, 0.005, tails),
         "finish reasons 30% to 60%": (0.3, 0.6, 0.05, mix),
     }
     return {
@@ -202,24 +235,37 @@ def counts() -> dict[str, float]:
 
 def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """(place in the data, function, arguments) of everything that is still to be computed."""
-    for part, setting, traces in (("false", SETTING, given.traces), ("long", LONG, given.long)):
+    edge = "tail at the margin"
+    for part, setting, traces, families in (
+        ("false", SETTING, given.traces, given.families),
+        ("long", LONG, given.long, given.long_families),
+    ):
         for chunk in range(-(-traces // CHUNK)):
-            for family in given.families:
+            for family in families:
                 for null in NULLS:
                     done = data.get(part, {}).get(family, {}).get(null, {}).get("chunks", [])
-                    if part in given.parts and chunk not in done:
+                    wanted = null != edge or chunk * CHUNK < given.tail_traces
+                    if part in given.parts and chunk not in done and wanted:
                         yield (part, family, null, chunk), false_rates, (
                             family, null, setting, chunk)  # fmt: skip
     for family in given.families:
-        for name, change in SHIFTS.items():
-            known = data.get("power", {}).get(family, {})
-            possible = not change.tail or family in ("iid", "ar1")
-            if "power" in given.parts and name not in known and possible:
-                yield ("power", family, name), power, (family, name, given.power_traces)
+        for part, setting, names, traces in (
+            ("power", SETTING, SHIFTS, given.power_traces),
+            ("lasting", LONG, LASTING, given.lasting_traces),
+        ):
+            known = data.get(part, {}).get(family, {})
+            for name in names:
+                if part in given.parts and name not in known:
+                    yield (part, family, name), power, (family, name, setting, traces)
         if "oracle" in given.parts and family not in data.get("oracle", {}):
             yield ("oracle", family), oracle, (family, given.oracle_traces)
+    rate = _measured(data)
     if "peers" in given.parts and "peers" not in data:
-        yield ("peers",), peers, (given.peer_traces, _measured(data))
+        yield ("peers",), peers, (SETTING, list(SHIFTS), list(PEERS), given.peer_traces, rate)
+    if "lasting" in given.parts and "peers lasting" not in data:
+        # Kayenta's rank sums over so many looks take too long here
+        rules = [peer for peer in PEERS if peer != "Kayenta"]
+        yield ("peers lasting",), peers, (LONG, LASTING, rules, given.lasting_traces, rate)
     if "oracle" in given.parts and "counts" not in data:
         yield ("counts",), counts, ()
     if "steady" in given.parts and "steady" not in data:
@@ -227,7 +273,7 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
 
 
 def _part(place: tuple[Any, ...]) -> str:
-    return "oracle" if place[0] == "counts" else str(place[0])
+    return {"counts": "oracle", "peers lasting": "lasting"}.get(place[0], str(place[0]))
 
 
 def _keep(data: dict[str, Any], place: tuple[Any, ...], value: dict[str, Any]) -> None:
@@ -248,11 +294,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--traces", type=int, default=10_000, help="a family, for the headline")
     parser.add_argument("--long", type=int, default=2_000, help="traces of 1800 s a family")
+    parser.add_argument(
+        "--tail-traces", type=int, default=10_000, help="with the tail at its margin"
+    )
+    parser.add_argument(
+        "--lasting-traces", type=int, default=400, help="of 1800 s, with a regression"
+    )
     parser.add_argument("--power-traces", type=int, default=1_000)
     parser.add_argument("--peer-traces", type=int, default=1_000)
     parser.add_argument("--oracle-traces", type=int, default=400)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parts = ["false", "power", "oracle", "peers", "steady", "long"]
+    parser.add_argument("--long-families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parts = ["false", "power", "oracle", "peers", "steady", "lasting", "long"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this; go on later")
@@ -264,7 +317,7 @@ def main() -> None:
     data = json.loads(given.data.read_text()) if given.data.exists() and not given.fresh else {}
     about = {
         "rate": SETTING.rate, "seconds": SETTING.seconds, "scrape": SETTING.block,
-        "block": CONFIG.block_s, "long": LONG.seconds, "seed": SEED,
+        "block": CONFIG.block_s, "long": LONG.seconds, "seed": SEED, "metrics": len(WITH_DATA),
     }  # fmt: skip
     if data.get("setting") != about:
         data = {"setting": about, "cpu_seconds": 0.0}

@@ -21,6 +21,9 @@ ITL, ITL_SIGMA = 0.045, 0.25
 TOKENS, TOKENS_SIGMA = 30.0, 0.5
 LENGTH_SHARE = 0.3
 
+BOUNDS: Array = np.array([0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0])
+"""Upper bounds of vLLM's buckets for the time to first token (the finer ones at its lower end left out)."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -29,6 +32,8 @@ class Change:
     latency: float = 1.0
     tail: float = 0.0
     """Share of requests whose TTFT is ten times as long."""
+    token_tail: float = 0.0
+    """Share of the engine's steps that take ten times as long."""
     errors: float = 0.01
     tokens: float = 1.0
     finish: float = LENGTH_SHARE
@@ -55,11 +60,10 @@ class Sums:
     total: Array
     square: Array
 
-    def grouped(self, starts: NDArray[np.int64]) -> Sums:
-        """Sums over runs of cells that begin at these."""
-        return Sums(
-            *(np.add.reduceat(x, starts, axis=1) for x in (self.count, self.total, self.square))
-        )
+    def grouped(self, starts: NDArray[np.int64], until: int | None = None) -> Sums:
+        """Sums over runs of cells that begin at these; the last ends at `until`."""
+        parts = (x[:, :until] for x in (self.count, self.total, self.square))
+        return Sums(*(np.add.reduceat(x, starts, axis=1) for x in parts))
 
     @staticmethod
     def zeros(shape: tuple[int, int]) -> Sums:
@@ -87,26 +91,53 @@ class TrackBlocks:
     requests: Array
     errors: Array
     long: Array
+    slow: Array
+    """Requests whose TTFT was above each of `BOUNDS` (traces, blocks, bounds)."""
 
-    def grouped(self, starts: NDArray[np.int64]) -> TrackBlocks:
-        """The same in blocks: runs of cells that begin at these."""
-        sums = (x.grouped(starts) for x in (self.ttft, self.itl, self.e2e, self.tokens))
-        counts = (
-            np.add.reduceat(x, starts, axis=1) for x in (self.requests, self.errors, self.long)
+    def grouped(self, starts: NDArray[np.int64], until: int | None = None) -> TrackBlocks:
+        """The same in blocks: runs of cells that begin at these; the last ends at `until`."""
+        ttft, itl, e2e, tokens = (
+            x.grouped(starts, until) for x in (self.ttft, self.itl, self.e2e, self.tokens)
         )
-        return TrackBlocks(*sums, *counts)
+        requests, errors, long, slow = (
+            np.add.reduceat(x[:, :until], starts, axis=1)
+            for x in (self.requests, self.errors, self.long, self.slow)
+        )
+        return TrackBlocks(ttft, itl, e2e, tokens, requests, errors, long, slow)
 
 
 def _log_normal_sums(rng: np.random.Generator, n: Array, sigma: float, tail: float) -> Sums:
     """Sums of n independent log-normal values of mean one each (a block and trace)."""
-    flat = n.astype(np.int64).ravel()
-    values = rng.lognormal(-(sigma**2) / 2, sigma, int(flat.sum()))
+    return _summed(_log_normal(rng, n, sigma, tail), n)
+
+
+def _log_normal(rng: np.random.Generator, n: Array, sigma: float, tail: float) -> Array:
+    """All single values, in the order of the flattened blocks."""
+    values = rng.lognormal(-(sigma**2) / 2, sigma, int(n.sum()))
     if tail:
-        values *= np.where(rng.random(values.size) < tail, 10.0, 1.0)
-    edges = np.concatenate([[0], np.cumsum(flat)])
+        values *= _tenfold(rng, values.size, tail)
+    return values
+
+
+def _tenfold(rng: np.random.Generator, size: int, share: float) -> Array:
+    return np.where(rng.random(size) < share, 10.0, 1.0)
+
+
+def _summed(values: Array, n: Array) -> Sums:
+    edges = np.concatenate([[0], np.cumsum(n.astype(np.int64).ravel())])
     run, run2 = (np.concatenate([[0.0], np.cumsum(v)]) for v in (values, values**2))
     total, square = (np.diff(c[edges]).reshape(n.shape) for c in (run, run2))
     return Sums(n.astype(float), total, square)
+
+
+def _above_bounds(values: Array, n: Array) -> Array:
+    """How many values of each block lie above each bound."""
+    block = np.repeat(np.arange(n.size), n.astype(np.int64).ravel())
+    bucket = np.searchsorted(BOUNDS, values)
+    size = BOUNDS.size + 1
+    counts = np.bincount(block * size + bucket, minlength=n.size * size).reshape(*n.shape, size)
+    out: Array = counts[..., ::-1].cumsum(axis=-1)[..., ::-1][..., 1:].astype(float)
+    return out
 
 
 def _drift(rng: np.random.Generator, shape: tuple[int, int], block: float) -> Array:
@@ -159,12 +190,12 @@ def _scaled(sums: Sums, factor: Array | float) -> Sums:
 
 
 def _token_latency(
-    rng: np.random.Generator, tokens: Array, factor: Array | float, batch: float
+    rng: np.random.Generator, tokens: Array, factor: Array | float, batch: float, tail: float
 ) -> Sums:
     """Inter-token latencies of a block; `batch` tokens share each step of the engine."""
     count = np.maximum(np.round(tokens), 0.0)
     steps = np.ceil(count / batch)
-    sums = _log_normal_sums(rng, steps, ITL_SIGMA, 0.0)
+    sums = _log_normal_sums(rng, steps, ITL_SIGMA, tail)
     per = np.divide(count, steps, out=np.zeros_like(count), where=steps > 0)
     return _scaled(Sums(count, sums.total * per, sums.square * per), ITL * np.asarray(factor))
 
@@ -175,7 +206,8 @@ def _queue(
     setting: Setting,
     rate: Array | None,
     load: float,
-) -> tuple[Sums, Array]:
+    change: Change,
+) -> tuple[Sums, Array, Array]:
     """TTFT of an M/G/8 queue (log-normal service): waiting time plus prefill. `rate`: factors of
     the arrival rate a second of trace (bursts), or None."""
     servers, warm = 8, 60.0
@@ -189,6 +221,7 @@ def _queue(
     free = np.zeros((n, servers))
     rows = np.arange(n)
     sums, requests = Sums.zeros(shape), np.zeros(shape)
+    above = np.zeros((*shape, BOUNDS.size))
     for _ in range(arrivals):
         time = time + rng.exponential(1.0 / (setting.rate * peak), n)
         real = np.ones(n, dtype=bool)
@@ -199,27 +232,31 @@ def _queue(
         start = np.maximum(time, free[rows, server])
         service = rng.lognormal(-0.32, 0.8, n) * mean_service
         free[rows[real], server[real]] = (start + service)[real]
-        ttft = start - time + TTFT * rng.lognormal(-0.08, 0.4, n)
+        ttft = change.latency * (start - time + TTFT * rng.lognormal(-0.08, 0.4, n))
+        if change.tail:
+            ttft *= _tenfold(rng, n, change.tail)
         block = np.floor((time + ttft - warm) / setting.block).astype(np.int64)
         block = np.where(real, block, -1)
         sums.add(block, ttft, rows)
+        seen = (block >= 0) & (block < shape[1])
+        above[rows[seen], block[seen]] += ttft[seen, None] > BOUNDS
         arrived = np.floor((time - warm) / setting.block).astype(np.int64)
         ok = real & (arrived >= 0) & (arrived < shape[1])
         requests[rows[ok], arrived[ok]] += 1
-    return sums, requests
+    return sums, requests, above
 
 
 def _batch_server(
-    rng: np.random.Generator, shape: tuple[int, int], setting: Setting
+    rng: np.random.Generator, shape: tuple[int, int], setting: Setting, change: Change
 ) -> tuple[Sums, Array, Sums, Array]:
     """A server that slows down with the number of running requests (at most 16), in steps of
-    0.25 s. Returns TTFT sums, requests, ITL sums and tokens."""
+    0.25 s. Returns TTFT sums, requests, ITL sums and the requests above each bound."""
     dt, cap, warm = 0.25, 16, 60.0
     n = shape[0]
     running, waiting = np.zeros(n), np.zeros(n)
     steps, per = round((setting.seconds + warm) / dt), round(setting.block / dt)
     ttft, itl = Sums.zeros(shape), Sums.zeros(shape)
-    requests, tokens = np.zeros(shape), np.zeros(shape)
+    requests, above = np.zeros(shape), np.zeros((*shape, BOUNDS.size))
     step_time = ITL * (1 + 0.08 * running)
     for i in range(steps):
         arrived = rng.poisson(setting.rate * dt, n)
@@ -232,18 +269,22 @@ def _batch_server(
         step_time = ITL * (1 + 0.08 * running)
         block = (i - round(warm / dt)) // per
         if 0 <= block < shape[1]:
-            first = (queue_wait + 2 * step_time) * rng.lognormal(-0.045, 0.3, n)
+            first = change.latency * (queue_wait + 2 * step_time) * rng.lognormal(-0.045, 0.3, n)
             made = running * dt / step_time
-            ttft.count[:, block] += arrived
-            ttft.total[:, block] += arrived * first
-            ttft.square[:, block] += arrived * first**2
-            noisy = step_time * rng.lognormal(-0.005, 0.1, n)
+            late = rng.binomial(arrived, change.tail) if change.tail else np.zeros(n)
+            for many, took in ((arrived - late, first), (late, 10 * first)):
+                ttft.count[:, block] += many
+                ttft.total[:, block] += many * took
+                ttft.square[:, block] += many * took**2
+                above[:, block] += many[:, None] * (took[:, None] > BOUNDS)
+            noisy = change.latency * step_time * rng.lognormal(-0.005, 0.1, n)
+            if change.token_tail:
+                noisy *= _tenfold(rng, n, change.token_tail)
             itl.count[:, block] += made
             itl.total[:, block] += made * noisy
             itl.square[:, block] += made * noisy**2
             requests[:, block] += arrived
-            tokens[:, block] += made
-    return ttft, requests, itl, tokens
+    return ttft, requests, itl, above
 
 
 def simulate(
@@ -257,21 +298,25 @@ def simulate(
     bursts = _modulation(rng, traces, seconds, 1.0) if family == "mmpp" else None
     out: list[TrackBlocks] = []
     for change_here in (Change(), change):
-        factor, tail = change_here.latency, change_here.tail
+        factor, token_tail = change_here.latency, change_here.token_tail
         if family == "batch":
-            ttft, requests, itl, _ = _batch_server(rng, shape, setting)
-            itl = _scaled(itl, factor)
+            ttft, requests, itl, slow = _batch_server(rng, shape, setting, change_here)
         elif family in ("mgk", "mmpp"):
-            ttft, requests = _queue(rng, shape, setting, bursts, 0.7 if family == "mgk" else 0.5)
-            itl = _token_latency(rng, ttft.count * TOKENS, factor, 8.0)
+            load = 0.7 if family == "mgk" else 0.5
+            ttft, requests, slow = _queue(rng, shape, setting, bursts, load, change_here)
+            itl = _token_latency(rng, ttft.count * TOKENS, factor, 8.0, token_tail)
         else:
             requests = rng.poisson(setting.rate * setting.block, shape).astype(float)
-            wander = np.exp(_drift(rng, shape, setting.block)) if family == "ar1" else 1.0
-            ttft = _scaled(_log_normal_sums(rng, requests, TTFT_SIGMA, tail), TTFT * wander)
+            wander = (
+                np.exp(_drift(rng, shape, setting.block)) if family == "ar1" else np.ones(shape)
+            )
+            values = _log_normal(rng, requests, TTFT_SIGMA, change_here.tail) * np.repeat(
+                (TTFT * factor * wander).ravel(), requests.astype(np.int64).ravel()
+            )
+            ttft, slow = _summed(values, requests), _above_bounds(values, requests)
             batch = 1.0 if family == "iid" else 4.0
-            itl = _token_latency(rng, requests * TOKENS, factor * wander, batch)
-        ttft = _scaled(ttft, factor)
+            itl = _token_latency(rng, requests * TOKENS, factor * wander, batch, token_tail)
         tokens, errors, long = _answers(rng, requests, change_here)
         e2e = _end_to_end(ttft, itl, tokens)
-        out.append(TrackBlocks(ttft, itl, e2e, tokens, requests, errors, long))
+        out.append(TrackBlocks(ttft, itl, e2e, tokens, requests, errors, long, slow))
     return out[0], out[1]

@@ -2,17 +2,19 @@
 
 Kayenta (`MannWhitneyClassifier` with the mean-ratio effect size, growing window), Flagger (a count of
 failed checks that never decays) and Argo Rollouts (failures over a limit). They are fed what their
-users feed them: one number a block and track, the mean TTFT (or the error share) of the block.
+users feed them: one number a block and track, say the block's mean TTFT or its share of errors.
 Each has a knob that sets its false-rollback rate; `tuned` picks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+
+from benchmarks.judge_families import BOUNDS, Setting, TrackBlocks
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, Array, float], NDArray[np.int64]]
@@ -77,6 +79,63 @@ PEERS: dict[str, Rule] = {
     "Argo Rollouts, failureLimit 3": argo_3,
 }
 
+Signal = Callable[[TrackBlocks], Array]
+"""A track's number at each of a peer's looks; NaN without samples."""
+
+
+def _share(events: Array, trials: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out: Array = events / trials
+    return out
+
+
+def _p95(track: TrackBlocks) -> Array:
+    """As Prometheus' `histogram_quantile(0.95, ...)`: linear within the bucket."""
+    count = track.ttft.count[..., None]
+    below = np.concatenate([np.zeros_like(count), count - track.slow, count], axis=-1)
+    at = np.minimum((below < 0.95 * count).sum(axis=-1), BOUNDS.size)[..., None]
+    edges = np.concatenate([[0.0, 0.0], BOUNDS])
+    low, high = (np.take_along_axis(below, at + shift, axis=-1) for shift in (-1, 0))
+    left, right = edges[at], edges[at + 1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = left + (right - left) * np.clip((0.95 * count - low) / (high - low), 0.0, 1.0)
+    out: Array = np.where(count > 0, value, np.nan)[..., 0]
+    return out
+
+
+_FULL = 400.0
+"""What a share of one is taken as, so that the knobs' range covers all shares from a quarter of a percent."""
+
+SIGNALS: Mapping[str, Signal] = {
+    "TTFT": lambda t: _share(t.ttft.total, t.ttft.count),
+    "ITL": lambda t: _share(t.itl.total, t.itl.count),
+    "TTFT p95": _p95,
+    "errors": lambda t: _FULL * _share(t.errors, t.requests),
+    "length": lambda t: _share(t.tokens.count, t.tokens.total),
+    "reasons": lambda t: _FULL * _share(t.long, t.requests - t.errors),
+}
+"""Length as tokens' inverse: shorter is worse."""
+
+LIMITS = ("errors", "reasons")
+"""Signals for which the counting rules know a limit on the canary's share rather than a ratio to a baseline
+that is mostly zero."""
+
+
+def watched(
+    pair: tuple[TrackBlocks, TrackBlocks], setting: Setting
+) -> dict[str, tuple[Array, Array]]:
+    """What a peer sees of a trace at its looks."""
+    starts = np.arange(0, setting.blocks, round(TICK))
+    b, c = (track.grouped(starts) for track in pair)
+    return {name: (signal(b), signal(c)) for name, signal in SIGNALS.items()}
+
+
+def seen_by(peer: str, signal: str, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Both tracks' numbers as this peer compares them."""
+    limit = signal in LIMITS and peer != "Kayenta"
+    return (np.ones_like(pair[1]), pair[1]) if limit else pair
+
+
 TICK = 5.0
 """Seconds between two looks of a peer. Their users' intervals are longer; shorter ones would make them
 count the same bad spell more often."""
@@ -84,7 +143,7 @@ count the same bad spell more often."""
 KNOBS: Array = np.geomspace(1.0, 400.0, 400)
 
 
-def tuned(rule: Rule, nulls: list[tuple[Array, ...]], rate: float) -> float:
+def tuned(rule: Rule, nulls: list[tuple[Array, Array]], rate: float) -> float:
     """The least knob whose false-rollback rate is at most `rate` on every one of the nulls; inf
     where there is none."""
     low, high = 0, KNOBS.size

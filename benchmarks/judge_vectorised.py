@@ -7,17 +7,20 @@ only the bookkeeping of blocks is repeated here. `tests/unit/judge` checks that 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.judge_families import Setting, Sums, TrackBlocks
+from benchmarks.judge_families import BOUNDS, Setting, Sums, TrackBlocks
 from lockgate.domain.judge import DEFAULT_METRICS, JudgeConfig
+from lockgate.domain.judge.bets import Bets, ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.blocks import BlockEnds
-from lockgate.domain.judge.evaluators import evidence_grid
-from lockgate.domain.judge.proportion import dispersion, log_e_both, log_e_split
+from lockgate.domain.judge.evaluators import MIN_BLOCKS, evidence_grid
+from lockgate.domain.judge.proportion import dispersion, dispersion_of_spells, log_e_split
 from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean
+from lockgate.domain.judge.tails import bound_index, counted
 
 Array = NDArray[np.float64]
 EARLY = 0.95
@@ -25,6 +28,17 @@ EARLY = 0.95
 
 WITH_DATA = tuple(name for name in DEFAULT_METRICS if name not in ("crashes", "quality_probe"))
 """The metrics that a vLLM behind Envoy has data for; all of them take their shares of alpha."""
+
+SIMULATED = (
+    "ttft",
+    "itl",
+    "e2e_per_token",
+    "output_length",
+    "gateway_errors",
+    "finish_reasons",
+    "ttft_tail",
+)
+"""The metrics with a margin that the families say something about."""
 
 _CHUNK = 50
 _NOTHING = -50.0
@@ -44,6 +58,8 @@ class Blocks:
     starts: NDArray[np.int64]
     ends: Array
     """Seconds after the beginning at which each block is closed."""
+    cells: int
+    """How many cells they cover; what comes later is in no block yet."""
 
     @staticmethod
     def of(setting: Setting, config: JudgeConfig) -> Blocks:
@@ -55,7 +71,12 @@ class Blocks:
                 break
             if not closed or cell > closed[-1]:
                 closed.append(cell)
-        return Blocks(np.array([0, *closed[:-1]]), np.array(closed) * setting.block)
+        starts = np.array([0, *closed[:-1]])
+        return Blocks(starts, np.array(closed) * setting.block, closed[-1])
+
+    def of_tracks(self, *tracks: TrackBlocks) -> list[TrackBlocks]:
+        """What the tracks added in each block."""
+        return [track.grouped(self.starts, self.cells) for track in tracks]
 
     @property
     def steps(self) -> Array:
@@ -134,34 +155,100 @@ def _run(
             above = np.logaddexp(above, evidence.log_e_below_wide(-bound)) - np.log(2.0)
             if inside:
                 below = np.minimum(below, evidence.log_e_above_near(-bound))
-        worse[:, i] = np.where(taken >= 3, above, _NOTHING)
-        within[:, i] = np.where(taken >= 3, below, _NOTHING)
+        worse[:, i] = np.where(taken >= MIN_BLOCKS, above, _NOTHING)
+        within[:, i] = np.where(taken >= MIN_BLOCKS, below, _NOTHING)
     return worse, within
 
 
-def _paid(kb: Array, nb: Array, kc: Array, nc: Array) -> tuple[Array, ...]:
-    """Cumulative counts at every block, divided by the dispersion measured so far."""
-    out = [np.cumsum(x, axis=1) for x in (kb, nb, kc, nc)]
-    for i in range(kb.shape[1]):
-        spread = np.maximum(
-            dispersion(kb[:, : i + 1], nb[:, : i + 1]), dispersion(kc[:, : i + 1], nc[:, : i + 1])
-        )
-        for array in out:
-            array[:, i] /= spread
-    return tuple(out)
+def _joined(parts: list[Array]) -> list[Array]:
+    """Events and trials of both tracks, where a block with an empty track counts with the next."""
+    kb, nb, kc, nc = (x.copy() for x in parts)
+    for i in range(nb.shape[1]):
+        empty = (nb[:, i] <= 0) | (nc[:, i] <= 0)
+        for array in (kb, nb, kc, nc):
+            if i + 1 < array.shape[1]:
+                array[:, i + 1] += np.where(empty, array[:, i], 0.0)
+            array[empty, i] = 0.0
+    return [kb, nb, kc, nc]
 
 
-def shares(baseline: tuple[Array, Array], canary: tuple[Array, Array], name: str) -> Course:
+def _paid(parts: list[Array], number: int) -> Array:
+    """The dispersion measured in the first so many blocks: the larger of both tracks'."""
+    kb, nb, kc, nc = (x[:, :number] for x in parts)
+    return np.maximum(dispersion(kb, nb), dispersion(kc, nc))
+
+
+def _course(
+    bets: Bets,
+    parts: list[Array],
+    paid: Array,
+    counted: Callable[[Array, Array], Array] | None = None,
+) -> Array:
+    """The log evidence of bets after each block, given the dispersion to be paid for after each."""
+    kb, nb, kc, nc = parts
+    evidence, out = ShareEvidence(bets, (nb.shape[0],)), np.empty(nb.shape)
+    for i in range(nb.shape[1]):
+        canary = kc[:, i] if counted is None else counted(kc[:, i], nc[:, i])
+        evidence.update(kb[:, i], nb[:, i], canary, nc[:, i])
+        out[:, i] = evidence.log_e(paid[:, i])
+    return out
+
+
+def shares(
+    baseline: tuple[Array, Array], canary: tuple[Array, Array], name: str, within: bool = True
+) -> Course:
     """RATIO metrics, and MIX for two categories (both of which change alike)."""
     metric = DEFAULT_METRICS[name]
-    counts = _paid(*baseline, *canary)
-    above, below = log_e_both(*counts, metric.margin)
-    if metric.kind == "mix":
-        up, down = log_e_both(*counts, -metric.margin)
+    rare = metric.kind != "mix"
+    parts = _joined([*baseline, *canary])
+    paid = np.stack([_paid(parts, i + 1) for i in range(parts[0].shape[1])], axis=1)
+    kb, nb, kc, nc = parts
+    sides = [parts] if rare else [parts, [nb - kb, nb, nc - kc, nc]]
+    worse = [_course(bets_worse(metric.margin, rare), side, paid) for side in sides]
+    inside = [
+        _course(bets_within(metric.margin, rare), side, paid)
+        if within
+        else np.full_like(nb, _NOTHING)
+        for side in sides
+    ]
+    above = worse[0]
+    if not rare:
         # as in the product: the mean over categories and directions; the third category is empty
-        above = np.logaddexp(above, down) + np.log(2.0 / 6.0)
-        below = np.minimum(below, up)
-    return Course(above, below)
+        above = np.logaddexp(*worse) + np.log(2.0 / 6.0)
+    return Course(above, np.minimum.reduce(inside))
+
+
+def tail(baseline: TrackBlocks, canary: TrackBlocks, name: str, within: bool = True) -> Course:
+    """TAIL metrics, of the time to first token."""
+    metric, tracks = DEFAULT_METRICS[name], (baseline, canary)
+    traces, number = baseline.ttft.count.shape
+    counts, totals = np.zeros((2, traces)), np.zeros((2, traces))
+    above, parts = (
+        np.zeros((2, traces, BOUNDS.size)),
+        [np.zeros((traces, number)) for _ in range(4)],
+    )
+    for i in range(number):
+        at = bound_index(BOUNDS, counts, totals, above)
+        for t, track in enumerate(tracks):
+            slow = np.take_along_axis(track.slow[:, i], np.maximum(at, 0)[:, None], axis=1)[:, 0]
+            parts[2 * t][:, i] = np.where(at >= 0, slow, 0.0)
+            parts[2 * t + 1][:, i] = np.where(at >= 0, track.ttft.count[:, i], 0.0)
+            counts[t] += track.ttft.count[:, i]
+            totals[t] += track.ttft.total[:, i]
+            above[t] += track.slow[:, i]
+    parts = _joined(parts)
+    kb, nb, kc, nc = parts
+    paid = np.stack(
+        [
+            np.maximum(*(dispersion_of_spells(k[:, :i], n[:, :i]) for k, n in ((kb, nb), (kc, nc))))
+            for i in range(1, number + 1)
+        ],
+        axis=1,
+    )
+    worse = _course(bets_worse(metric.margin, rare=True), parts, paid, counted)
+    if not within:
+        return Course(worse, np.full_like(worse, _NOTHING))
+    return Course(worse, _course(bets_within(metric.margin, rare=True), parts, paid))
 
 
 def split(baseline: Array, canary: Array) -> Course:
@@ -182,11 +269,12 @@ def judge_all(
     setting: Setting,
     config: JudgeConfig,
     *,
-    within: bool = True,
+    within: Collection[str] = SIMULATED,
 ) -> dict[str, Course]:
-    """The evidence of all simulated metrics over time; `within` as for `means`."""
+    """The evidence of all simulated metrics over time. `within`: the metrics whose evidence of being
+    within the margin is wanted, too (dearer)."""
     blocks = Blocks.of(setting, config)
-    b, c = baseline.grouped(blocks.starts), canary.grouped(blocks.starts)
+    b, c = blocks.of_tracks(baseline, canary)
     good = (b.requests - b.errors, c.requests - c.errors)
     per = {"e2e_per_token": (b.tokens.total, c.tokens.total)}
     sums = {
@@ -196,12 +284,15 @@ def judge_all(
         "output_length": (b.tokens, c.tokens),
     }
     out = {
-        name: means(*pair, name, config, blocks, per.get(name), within)
+        name: means(*pair, name, config, blocks, per.get(name), name in within)
         for name, pair in sums.items()
     }
+    errors = ((b.errors, b.requests), (c.errors, c.requests))
+    long = ((b.long, good[0]), (c.long, good[1]))
     return out | {
-        "gateway_errors": shares((b.errors, b.requests), (c.errors, c.requests), "gateway_errors"),
-        "finish_reasons": shares((b.long, good[0]), (c.long, good[1]), "finish_reasons"),
+        "gateway_errors": shares(*errors, "gateway_errors", "gateway_errors" in within),
+        "finish_reasons": shares(*long, "finish_reasons", "finish_reasons" in within),
+        "ttft_tail": tail(b, c, "ttft_tail", "ttft_tail" in within),
         "split": split(b.requests, c.requests),
     }
 

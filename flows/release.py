@@ -18,7 +18,7 @@ from flows.steps import (
     sign,
 )  # fmt: skip
 from lockgate.domain.steps import CanaryRequest, ReleaseOutcome, ReleaseRequest
-from tasks import releasing, supply
+from tasks import engine_limits, releasing, runtimes, supply
 
 
 @flow(
@@ -34,6 +34,8 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     """
     spec = request.spec
     policy = releasing.read_policy()
+    runtimes.check_runtime(spec, policy)
+    engine_limits.check_engine(spec)
     made = run_step(prepare, PrepareRequest(spec=spec, policy=policy), PrepareResult)
     prepared = made.prepared
     candidate = releasing.describe_candidate(spec, prepared)
@@ -74,6 +76,8 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
         ),
         SignResult,
     )  # fmt: skip
-    committed = releasing.commit_candidate(spec, candidate, policy, signed.evidence)
+    committed = releasing.commit_candidate(
+        spec, candidate, policy, signed.evidence, request.requested_by
+    )
     ended = canary(CanaryRequest(model=spec.model, environment=spec.environment))
     return releasing.conclude(draft, gates, signed.evidence, committed, ended)

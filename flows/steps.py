@@ -66,18 +66,20 @@ def prepare(request: PrepareRequest) -> PrepareResult:
     revision = intake.resolve_source(spec.source)
     intake.check_recipe(spec, revision)
     source, fetched = intake.fetch_model(spec.source, revision, spec.model)
-    scan, scanned = intake.scan_weights(source, policy.weights)
-    if not intake.is_clean(scan, policy):
-        prepared = intake.describe(revision, spec, source, None, [scan])
+    scan, scanned = intake.scan_weights(source, policy)
+    asked = intake.ask_source(spec.source, revision, source, policy)
+    scans = [scan] if asked is None else [scan, asked]
+    if not intake.is_clean(scans, policy):
+        prepared = intake.describe(revision, spec, source, None, scans)
         return handed_over(
             "prepare", request, PrepareResult(prepared=prepared, stages=(fetched, scanned))
         )
     made, quantized = intake.quantize_model(source, spec)
     # Both read what is stored and nothing is measured meanwhile, so they may share the machine.
-    scanning = intake.scan_weights.submit(made.model, policy.weights)
+    scanning = intake.scan_weights.submit(made.model, policy)
     image_scan = intake.scan_image(made.model, policy.images)
     rescan, rescanned = scanning.result()
-    prepared = intake.describe(revision, spec, source, made, [scan, rescan, image_scan])
+    prepared = intake.describe(revision, spec, source, made, [*scans, rescan, image_scan])
     stages = (fetched, scanned, quantized, rescanned)
     artifacts.publish_preparation(prepared, stages)
     return handed_over("prepare", request, PrepareResult(prepared=prepared, stages=stages))

@@ -118,6 +118,10 @@ class PushRejected(GitError):
     """The remote moved on while a transition was written, more often than the retry limit."""
 
 
+class DeliveryError(LockgateError):
+    """A webhook delivery could not be kept, or not be handed over to Prefect."""
+
+
 class MetricsError(LockgateError):
     """A metrics endpoint is absent, hangs or answers nonsense."""
 

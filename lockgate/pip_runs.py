@@ -38,6 +38,7 @@ _FOREIGN_VARIABLES = (
 )
 
 _NO_DISTRIBUTION = "No matching distribution found"
+_CONSTRAINED = "ResolutionImpossible"
 _PIP_FAILURES = (
     (
         r"No space left on device",
@@ -59,6 +60,11 @@ _PIP_FAILURES = (
         _NO_DISTRIBUTION,
         "the package index has no fitting file",
         "check that pip's index carries what the log names for this Python and platform",
+    ),
+    (
+        _CONSTRAINED,
+        "a constraint leaves no file of what was asked for",
+        "the log names it; see `pip config list` for a constraints file of this machine's",
     ),
 )
 
@@ -142,7 +148,8 @@ def run_logged(
         output = "\n".join(lines)
         for pattern, meaning, hint in _PIP_FAILURES:
             if re.search(pattern, output):
-                kind = NoSuchDistribution if pattern == _NO_DISTRIBUTION else EnvironmentMissing
+                nothing = pattern in (_NO_DISTRIBUTION, _CONSTRAINED)
+                kind = NoSuchDistribution if nothing else EnvironmentMissing
                 raise kind(f"{failure}: {meaning}", log=log, hint=hint)
         last = "; ".join(line for line in lines[-3:] if line) or "no output"
         raise EnvironmentMissing(f"{failure} (exit {process.returncode}): {last}", log=log)

@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lockgate.domain.digests import Digest
+from lockgate.domain.images import ImageRef
+from lockgate.domain.policy import BUILDER
 
 
 class Settings(BaseSettings):
@@ -31,7 +33,28 @@ class Settings(BaseSettings):
     remote: str | None = None
     """GitOps remote. None: the workspace's own bare repository."""
     branch: str = "main"
+    policy_branch: str | None = None
+    """Branch of the remote that `policy.yaml` and `approvers` are read from, which this identity cannot write. None:
+    `branch`, whose host has to keep this identity from these two paths then."""
     cluster: Literal["local", "kubernetes"] = "local"
+    """What serves: the embedded cluster, or the Kubernetes cluster of KUBECONFIG (in a pod: its own)."""
+    environment: str = "local"
+    """The environment that commands without a release look at in a Kubernetes cluster; a release names its own."""
+    agent: Literal["argocd", "flux", "none"] = "none"
+    """Which GitOps agent feeds the Kubernetes cluster: its word is told where a sync does not come."""
+    agent_namespace: str | None = None
+    """Where its objects are. None: `argocd` or `flux-system`."""
+    agent_object: str = "lockgate-models-{environment}"
+    """Its Application, or its Kustomization and GitRepository."""
+    sync_webhook: str | None = None
+    """Argo CD's `/api/webhook`, or the Flux Receiver's address: asked after every commit. None: the agent looks by itself."""
+    sync_webhook_secret: SecretStr | None = None
+    gateway_url: str = "https://{model}.{environment}.models.internal"
+    """How clients reach a model's gateway in a Kubernetes cluster."""
+    gateway_metrics: str | None = None
+    """Statistics page (Prometheus' format) of the gateway's Envoy. None: the gateway is not read there."""
+    gateway_cluster: str = "outbound|8000||{service}.{namespace}.svc.cluster.local"
+    """Envoy's name of a slot's cluster on that page (here: Istio's)."""
     test_server: Literal["process", "kubernetes"] = "process"
     """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
     test_namespace: str = "lockgate-tests"
@@ -42,7 +65,20 @@ class Settings(BaseSettings):
     """How the measuring machine reaches their Services."""
     signing_key: Path | None = None
     """PEM key file. None: the workspace's own key."""
+    signing_key_pem: SecretStr | None = None
+    """The PEM itself, where a secret store fills the environment; then `signing_key` is not read."""
     signing_key_passphrase: SecretStr | None = None
+    signing_key_passphrase_file: Path | None = None
+    """File that holds the passphrase, as a secret store mounts it; a line end at its end is not part of it."""
+    signing_key_uri: str | None = None
+    """A key that never leaves its service, as securesystemslib names it: `awskms:…`, `gcpkms:…`, `azurekms:…`, `hsm:…`. Its
+    public half is read from `signing_public_key`."""
+    signing_public_key: Path | None = None
+    """PEM file of the public half of `signing_key_uri`. None: the workspace's own."""
+    builder: str = BUILDER
+    """`runDetails.builder.id` of provenance signed here; the policy lists those that count."""
+    step_container: ImageRef | None = None
+    """Image, by digest, of the container that steps run in; provenance names it."""
     keyless: bool = False
     """Sign with the ambient OIDC identity (Fulcio, Rekor) instead of a key."""
     commit_signing_key: Path | None = None
@@ -51,6 +87,12 @@ class Settings(BaseSettings):
     """Whether step flows run in the calling process or as deployments on work pools."""
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     """A Prefect server that is already there. None: the workspace starts one of its own and re-uses it."""
+
+    prefect_api_key: SecretStr | None = Field(default=None, validation_alias="PREFECT_API_KEY")
+    prefect_api_auth_string: SecretStr | None = Field(
+        default=None, validation_alias="PREFECT_API_AUTH_STRING"
+    )
+    """`USER:PASSWORD` of a server behind basic authentication."""
 
     @property
     def layout(self) -> WorkspaceLayout:
@@ -74,6 +116,23 @@ class Settings(BaseSettings):
     def records_repository(self) -> str:
         """Where step records and evidence documents are kept."""
         return f"{self.repository}/records"
+
+
+class HookSettings(BaseSettings):
+    """Secrets of those who send webhooks: from the environment, or one file a sender. Several lines are several secrets, so
+    that one can be replaced without a gap. A sender without any is not listened to."""
+
+    model_config = SettingsConfigDict(env_prefix="LOCKGATE_HOOKS_", frozen=True, extra="ignore")
+
+    secrets: Path | None = None
+    """Directory with a file for each sender, named as it is (`hub`, `github`, …): how Kubernetes mounts a Secret."""
+    hub: SecretStr | None = None
+    github: SecretStr | None = None
+    gitlab: SecretStr | None = None
+    gitea: SecretStr | None = None
+    distribution: SecretStr | None = None
+    harbor: SecretStr | None = None
+    generic: SecretStr | None = None
 
 
 class WorkspaceLayout:
@@ -105,6 +164,11 @@ class WorkspaceLayout:
     @property
     def prefect(self) -> Path:
         return self.root / "prefect"
+
+    @property
+    def hooks(self) -> Path:
+        """Database of webhook deliveries."""
+        return self.root / "hooks" / "deliveries.sqlite"
 
     @property
     def logs(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lockgate.domain import cost, load, policy, spec
+from lockgate.domain import cost, load, policy, scaling, spec
 from lockgate.domain.evidence_schema import json_schema
 from lockgate.domain.images import ImageRef
 from lockgate.settings import Settings
@@ -28,6 +28,10 @@ RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
     ("hardware", spec.Hardware),
     ("serving", spec.ServingSpec),
     ("serving.resources", spec.Resources),
+    ("serving.parallel", spec.Parallel),
+    ("serving.scaling", scaling.Scaling),
+    ("serving.scaling.to_zero", scaling.ToZero),
+    ("serving.scaling.windows[]", scaling.Window),
     ("evaluation", spec.EvaluationSpec),
     ("evaluation.tasks[]", spec.EvaluationTask),
     ("benchmark", spec.BenchmarkSpec),
@@ -46,8 +50,12 @@ RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
 POLICY: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", policy.Policy),
     ("weights", policy.WeightScanPolicy),
+    ("weights.templates", policy.TemplatePolicy),
     ("images", policy.ImageScanPolicy),
     ("signing", policy.SigningPolicy),
+    ("signing.provenance", policy.ProvenancePolicy),
+    ("approvals.ENVIRONMENT", policy.ApprovalRule),
+    ("waivers[]", policy.Waiver),
 )
 
 
@@ -89,6 +97,8 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         return f"list of {item.replace('mapping, below', 'mappings, below')}{at_least}"
     if name == "object":
         values = schema.get("additionalProperties", {"type": "string"})
+        if values is True:
+            return "mapping"
         return f"mapping of text to {kind(values, definitions).replace('mapping, below', 'mappings, below')}"
     words = {
         "string": "text",

@@ -1,5 +1,5 @@
-"""Provide what tests need beside the Python environments, without root: Debian's docker-registry and
-prometheus, in the cache.
+"""Provide what tests need beside the Python environments, without root, in the cache: Debian's docker-registry, prometheus
+and skopeo, and Sigstore's own verifier in JavaScript.
 
 They are linked into .venv/bin. Prints, comma-separated, what could not be had: the tests that need it are left out, and are
 named on standard error.
@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from lockgate.debian_packages import unpack_package  # noqa: E402
 from lockgate.environments import cache_root  # noqa: E402
 from lockgate.errors import EnvironmentMissing  # noqa: E402
+from lockgate.pip_runs import run_logged  # noqa: E402
 
 
 def provide_program(package: str) -> None:
@@ -32,9 +33,49 @@ def provide_program(package: str) -> None:
     link.symlink_to(unpacked / "usr/bin" / package)
 
 
-def provide_ssh_keygen() -> None:
-    if shutil.which("ssh-keygen") is None:
-        raise EnvironmentMissing("not on PATH", hint="apt install openssh-client")
+SKOPEO_LIBRARIES = ("libgpgme11", "libassuan0")
+SIGSTORE_JS = ("@sigstore/verify@3.1.1", "@sigstore/bundle@4.0.0")
+NPM_SECONDS = 300
+
+
+def provide_skopeo() -> None:
+    """skopeo with the libraries it is linked against, behind a script that finds them."""
+    link = ROOT / ".venv/bin/skopeo"
+    if shutil.which("skopeo") or link.exists():
+        return
+    tools, log = cache_root() / "tools", cache_root() / "logs" / "skopeo.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for package in ("skopeo", *SKOPEO_LIBRARIES):
+        unpack_package(package, tools / package, log)
+    (program,) = (tools / "skopeo").glob("usr/bin/skopeo")
+    places = [next((tools / name).glob("usr/lib/*")) for name in SKOPEO_LIBRARIES]
+    path = ":".join(map(str, places))
+    link.write_text(f'#!/bin/sh\nexec env LD_LIBRARY_PATH="{path}" "{program}" "$@"\n')
+    link.chmod(0o755)
+    try:
+        run_logged([str(link), "--version"], log, 60, "Debian's skopeo does not run here")
+    except EnvironmentMissing:
+        link.unlink()
+        raise
+
+
+def provide_sigstore_js() -> None:
+    """@sigstore/verify where Node.js is: tests run it as somebody else's verifier."""
+    target, log = cache_root() / "tools" / "sigstore-js", cache_root() / "logs" / "sigstore-js.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if (target / "node_modules/@sigstore/verify").is_dir():
+        return
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise EnvironmentMissing("node and npm are not on PATH", hint="apt install nodejs npm")
+    target.mkdir(parents=True, exist_ok=True)
+    npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(target)]
+    run_logged([*npm, *SIGSTORE_JS], log, NPM_SECONDS, "@sigstore/verify could not be installed")
+
+
+def require(program: str, package: str) -> None:
+    """A program of the system's own."""
+    if shutil.which(program) is None:
+        raise EnvironmentMissing("not on PATH", hint=f"apt install {package}")
 
 
 def main() -> int:
@@ -42,7 +83,10 @@ def main() -> int:
     for name, provide in (
         ("docker-registry", lambda: provide_program("docker-registry")),
         ("prometheus", lambda: provide_program("prometheus")),
-        ("ssh-keygen", provide_ssh_keygen),
+        ("skopeo", provide_skopeo),
+        ("sigstore-js", provide_sigstore_js),
+        ("openssl", lambda: require("openssl", "openssl")),
+        ("ssh-keygen", lambda: require("ssh-keygen", "openssh-client")),
     ):
         try:
             provide()

@@ -28,6 +28,7 @@ from serving.candidate_server import Endpoint
 from serving.engines.base import Engine
 from serving.engines.registry import engine as engine_named
 from serving.local.cpu_pool import Cores, CpuPool
+from serving.local.gpu_pool import GpuPool
 from serving.ports import LOOPBACK, PortReservation
 from serving.smoke import smoke_generation, warm_up
 
@@ -101,6 +102,7 @@ def serve(
     python: Path,
     log_path: Path,
     cpu_pool: Cores | None = None,
+    gpu_pool: GpuPool | None = None,
     ready_seconds: float = 900.0,
     port: int | None = None,
     engine: Engine | None = None,
@@ -123,7 +125,9 @@ def serve(
         home = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="lockgate-serve-", ignore_cleanup_errors=True)
         )
+        lent = stack.enter_context((gpu_pool or GpuPool()).acquire(serving.resources.gpu))
         cores = () if serving.resources.gpu else lease.cores
+        exclusive = lease.exclusive and lent.exclusive
         command = engine.local_command(
             python,
             engine.arguments(
@@ -136,13 +140,15 @@ def serve(
             **base_environment(),
             **private_environment(Path(home)),
             **engine.environment(serving),
-            **engine.placement(cores),
+            **engine.placement(cores, lent.gpus),
         }
         prints = hardware.fingerprint(
-            engine, serving, python=python, cores=lease.cores, exclusive=lease.exclusive
+            engine, serving, python=python, cores=lease.cores, exclusive=exclusive
         )
         process = stack.enter_context(
-            _supervised(command, environment, log_path, fds=(*lease.fds, reservation.fileno()))
+            _supervised(
+                command, environment, log_path, fds=(*lease.fds, *lent.fds, reservation.fileno())
+            )
         )
         base_url = f"http://{LOOPBACK}:{reservation.port}"
         _wait_healthy(base_url + engine.health_path, process, log_path, ready_seconds)
@@ -154,7 +160,7 @@ def serve(
                 f"{error.message}\n{log_tail(log_path)}", hint=error.hint, log=log_path
             ) from error
         yield Endpoint(
-            base_url, serving.served_model_name, prints, log_path, lease.exclusive, process.pid
+            base_url, serving.served_model_name, prints, log_path, exclusive, process.pid
         )
 
 

@@ -12,6 +12,8 @@ from lockgate.domain.evidence import Fingerprint
 from lockgate.domain.spec import ServingSpec
 from serving.engines.base import Engine
 
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
 
 def cpu_model() -> str:
     """The processor's name as the kernel gives it."""
@@ -41,6 +43,14 @@ def gpu_count() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*/information")))
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """What this process may use, as CUDA names it: all that the driver shows, or those that its environment leaves it."""
+    chosen = os.environ.get(VISIBLE_GPUS)
+    if chosen is not None:
+        return tuple(name for part in chosen.split(",") if (name := part.strip()))
+    return tuple(map(str, range(gpu_count())))
+
+
 def memory_bytes(field: str = "MemTotal") -> int | None:
     """A figure of the kernel's on this machine's memory; None where it gives none."""
     try:
@@ -56,8 +66,8 @@ def memory_bytes(field: str = "MemTotal") -> int | None:
 def no_room_for(servings: Sequence[ServingSpec]) -> str | None:
     """Why servers of these specs cannot all be up at once on this machine now, or None if they can."""
     gpus = sum(serving.resources.gpu for serving in servings)
-    if gpus > gpu_count():
-        return f"{gpus} GPUs are needed, there are {gpu_count()}"
+    if gpus > len(visible_gpus()):
+        return f"{gpus} GPUs are needed, there are {len(visible_gpus())}"
     needed = sum(_bytes(serving.resources.memory) for serving in servings)
     free = [memory_bytes("MemAvailable"), _left_to_this_group()]
     least = min((amount for amount in free if amount is not None), default=None)

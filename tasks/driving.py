@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters.git import Build, CommitResult, Render
+from lockgate.domain.cluster import lagging
 from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import verdict_path
 from lockgate.domain.release_state import TERMINAL_PHASES, Phase, ReleaseState, VerdictRef
@@ -25,6 +28,7 @@ from lockgate.domain.rollout import (
     Look,
     Observation,
     Promotion,
+    Rejection,
     Transition,
     TransitionKind,
     Wait,
@@ -32,6 +36,7 @@ from lockgate.domain.rollout import (
 )
 from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
+from tasks.approving import asked_again
 from tasks.retries import TRANSIENT
 from tasks.watching import Watcher
 from tasks.workspace import Workspace
@@ -135,7 +140,8 @@ def commit(model: str, environment: str, observation: Observation) -> ReleaseSta
     ending: list[str] = []
 
     def build(newest: ReleaseState) -> Transition | Wait:
-        answer = advance(newest, observation, datetime.now(UTC))
+        seen = asked_again(workspace, newest, observation)
+        answer = advance(newest, seen, datetime.now(UTC))
         if answer.page is not None:
             pages.append(answer.page)
         if isinstance(answer, Transition) and answer.kind in _ENDINGS:
@@ -161,30 +167,46 @@ def _wants_an_end(observation: Observation) -> bool:
     """Whether traffic should leave a candidate, as far as the observation alone says."""
     if isinstance(observation, AbortRequested):
         return True
-    verdict = observation.verdict if isinstance(observation, Look) else None
+    if not isinstance(observation, Look):
+        return False
+    verdict = observation.verdict
+    if isinstance(observation.decision, Rejection):
+        return True
     return verdict is not None and verdict.verdict == "fail"
 
 
-def apply(workspace: Workspace, model: str, environment: str, build: Build) -> CommitResult:
-    """Commit one transition with its rendered manifests and its verdict's report, then ask the agents to look at once."""
+def apply(
+    workspace: Workspace,
+    model: str,
+    environment: str,
+    build: Build,
+    manifests: Render | None = None,
+    *,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> CommitResult:
+    """Commit one transition with its rendered manifests, its verdict's report and `files` (text by path from the repository's
+    root), then ask the agents to look at once.
+
+    `manifests`: another way of rendering them than `rendering`.
+    """
     started = time.monotonic()
 
     def extra_files(transition: Transition) -> dict[str, str]:
         if transition.verdict is None:
-            return {}
+            return dict(files)
         report = _report_of(workspace, transition.verdict)
         if report is None:
-            return {}
+            return dict(files)
         path = verdict_path(model, environment, transition.verdict.report)
-        return {str(path): json.dumps(report, indent=1, sort_keys=True) + "\n"}
+        return {**files, str(path): json.dumps(report, indent=1, sort_keys=True) + "\n"}
 
     result = workspace.gitops.commit_transition(
-        model, environment, build, rendering(workspace),
+        model, environment, build, manifests or rendering(workspace),
         extra_files=extra_files,
     )  # fmt: skip
     if result.transition is not None:
         logger.info("committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started)
-        _ask_to_sync(workspace, result.commit)
+        _ask_to_sync(workspace, result.commit, result.state)
     return result
 
 
@@ -208,17 +230,23 @@ def rendering(workspace: Workspace) -> Render:
     return lambda state, root: render(state, root, kubectl=workspace.kubectl)
 
 
-def _ask_to_sync(workspace: Workspace, commit: str) -> None:
+def _ask_to_sync(workspace: Workspace, commit: str, state: ReleaseState) -> None:
     """Tell the agent at once, and wait a little to see the commit in force: that time is the sync latency."""
     started = time.monotonic()
     try:
-        applied = workspace.cluster().sync(commit, timeout_seconds=SYNC_SECONDS)
+        cluster = workspace.cluster(state.environment)
+        if cluster.carry_out(commit, state, timeout_seconds=SYNC_SECONDS):
+            logger.info("in force after %.2f s", time.monotonic() - started)
+            return
+        status = cluster.status()
     except LockgateError as error:
         # Only a matter of seconds: agents look by themselves too.
         logger.warning("the agent could not be asked to look at once: %s", error.message)
         return
-    if applied:
-        logger.info("in force after %.2f s", time.monotonic() - started)
+    missing = lagging(status.models.get(state.model), state)
+    said = (status.sync_error,) if status.sync_error is not None else ()
+    if missing or said:
+        logger.info("not in force after %.0f s: %s", SYNC_SECONDS, "; ".join((*missing, *said)))
 
 
 @task(name="abort-release", cache_policy=NO_CACHE, **TRANSIENT)
@@ -314,5 +342,5 @@ def _held(model: str, environment: str) -> ReleaseState:
         return state
     hint = "a held release can be resumed or promoted by hand"
     if state.phase is Phase.AWAITING_APPROVAL:
-        hint = "it needs an approval that is signed by one of the approvers"
+        hint = "it needs an approval signed by one of the approvers: `lockgate approve`"
     raise UsageError(f"no release of {model} is held in {environment} ({state.phase})", hint=hint)

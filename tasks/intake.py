@@ -6,27 +6,28 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-import lockgate
 from lockgate import environments
 from lockgate.adapters import quantization, scanners, sources
-from lockgate.adapters.oci import open_store
-from lockgate.adapters.oci.copying import copy_image
+from lockgate.adapters.declarations import read_declaration
+from lockgate.adapters.oci import ImageStore, open_store
+from lockgate.adapters.oci.images import image_labels
 from lockgate.adapters.oci.package import missing_blobs, pull_model, push_model, snapshot_of
-from lockgate.adapters.scanners import trivy
 from lockgate.domain.calibration import CalibrationSet
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import ScanEvidence, ScannerStatus
 from lockgate.domain.gates import Decision
-from lockgate.domain.gates.scan import scan_gate
+from lockgate.domain.gates.scan import scan_gate, too_old
+from lockgate.domain.images import ImageRef
+from lockgate.domain.model_image import LABEL_FORMAT
 from lockgate.domain.policy import ImageScanPolicy, Policy, WeightScanPolicy
 from lockgate.domain.recipes import definition
-from lockgate.domain.sources import ModelRevision, Snapshot, Source
+from lockgate.domain.sources import ModelRevision, Snapshot, Source, SourceKind
 from lockgate.domain.spec import CalibrationSpec, Recipe, ReleaseSpec
 from lockgate.domain.steps import (
     PreparedModel,
@@ -35,25 +36,27 @@ from lockgate.domain.steps import (
     StepKey,
     StoredModel,
 )
-from lockgate.errors import UsageError
+from lockgate.errors import RegistryError, UsageError
 from tasks.progress import Report, as_fraction, progress
 from tasks.recorded import find_or_make
 from tasks.retries import TRANSIENT
+from tasks.runtimes import scan_stored_image
 from tasks.servability import Outlook, look_ahead, require_servable
+from tasks.sizing import require_fit
 from tasks.workspace import Workspace
 
 FETCH_VERSION = 1
 QUANTIZE_VERSION = 2
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 
 
-def fetch_key(workspace: Workspace, revision: ModelRevision, model: str) -> StepKey:
+def fetch_key(workspace: Workspace, source: str, revision: ModelRevision, model: str) -> StepKey:
     """What a fetched and published snapshot depends on."""
     repository = workspace.settings.model_repository(model)
-    return StepKey(
-        step="fetch", version=FETCH_VERSION,
-        inputs={"revision": revision.to_data(), "repository": repository},
-    )  # fmt: skip
+    inputs = {"revision": revision.to_data(), "repository": repository}
+    if selected := str(parsed_source(source).files):
+        inputs["files"] = selected
+    return StepKey(step="fetch", version=FETCH_VERSION, inputs=inputs)
 
 
 def quantize_key(
@@ -86,7 +89,7 @@ def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
         step="scan-weights", version=SCAN_VERSION,
         inputs={
             "snapshot": model.snapshot, "policy": policy.content_digest(),
-            "scanners": {"structure": lockgate.__version__, "picklescan": version("picklescan")},
+            "scanners": scanners.engine_versions(policy),
         },
     )  # fmt: skip
 
@@ -106,27 +109,31 @@ def fetch_model(
 
     def make() -> StoredModel:
         # Named by the revision, so that a fetch that was killed goes on where it stopped.
-        name = Digest.of_json(revision.to_data()).hex
+        origin = parsed_source(source)
+        name = Digest.of_json([revision.to_data(), str(origin.files)]).hex
         directory = workspace.layout.root / "fetching" / name / "model"
-        pull = functools.partial(pull_model, workspace.store)
+        pull = functools.partial(_pull, workspace)
         with progress(f"fetch {revision.repo}") as report:
             snapshot = sources.fetch(
-                parsed_source(source), revision, directory, progress=as_fraction(report),
+                origin, revision, directory, progress=as_fraction(report),
                 options=sources.FetchOptions(pull=pull),
             )  # fmt: skip
             stored = _publish(workspace, directory, snapshot, model, report)
         shutil.rmtree(directory.parent, ignore_errors=True)
         return stored
 
-    key = fetch_key(workspace, revision, model)
+    key = fetch_key(workspace, source, revision, model)
     return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
 
 
 @task(name="check-recipe", cache_policy=NO_CACHE, **TRANSIENT)
 def check_recipe(spec: ReleaseSpec, revision: ModelRevision) -> Outlook:
-    """Refuse, before anything heavy, weights that could not be served, and a recipe for a source that is quantized already."""
+    """Refuse, before anything heavy, weights that could not be served, that do not fit on the declared hardware, and a recipe
+    for a source that is quantized already."""
     calibration_for(spec.quantization, spec.calibration)
-    return look_ahead(Workspace.current(), spec, parsed_source(spec.source), revision)
+    outlook = look_ahead(Workspace.current(), spec, parsed_source(spec.source), revision)
+    require_fit(outlook.fit)
+    return outlook
 
 
 @task(name="quantize-model", cache_policy=NO_CACHE)
@@ -153,7 +160,11 @@ def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedMod
             )  # fmt: skip
             snapshot = sources.read_snapshot(directory)
             stored = _publish(workspace, directory, snapshot, spec.model, report)
-            return QuantizedModel(model=stored, source_format=found, report=made)
+            return QuantizedModel(
+                model=stored, source_format=found, report=made,
+                environment=Digest(environments.environment_digest("quantization")),
+                container=workspace.settings.step_container,
+            )  # fmt: skip
 
     key = quantize_key(workspace, source, recipe, calibration, spec.model)
     usable = _stored(workspace)
@@ -168,20 +179,34 @@ def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedMod
 
 
 @task(name="scan-weights", cache_policy=NO_CACHE)
-def scan_weights(model: StoredModel, policy: WeightScanPolicy) -> tuple[ScanEvidence, StageSeconds]:
-    """Scan every file of a stored model."""
+def scan_weights(model: StoredModel, policy: Policy) -> tuple[ScanEvidence, StageSeconds]:
+    """Scan every file of a stored model. A scan that is complete and not too old is used again."""
     workspace = Workspace.current()
 
     def make() -> ScanEvidence:
         with progress(f"scan {model.snapshot.short}") as report:
             return scanners.scan_weights(
-                workspace.materialise(model), snapshot_of(workspace.store, model.image), policy,
+                workspace.materialise(model), snapshot_of(workspace.store, model.image), policy.weights,
                 log_directory=workspace.layout.logs, progress=as_fraction(report),
             )  # fmt: skip
 
-    return find_or_make(
-        workspace.records, scan_key(model, policy), ScanEvidence, make, usable=_complete
-    )
+    def usable(scan: ScanEvidence) -> bool:
+        return _complete(scan) and not too_old(scan, policy, datetime.now(UTC))
+
+    key = scan_key(model, policy.weights)
+    return find_or_make(workspace.records, key, ScanEvidence, make, usable=usable)
+
+
+@task(name="ask-source", cache_policy=NO_CACHE)
+def ask_source(
+    source: str, revision: ModelRevision, model: StoredModel, policy: Policy
+) -> ScanEvidence | None:
+    """What the Hub's own scanners say. Never recorded: they go on scanning."""
+    origin = parsed_source(source)
+    if origin.kind is not SourceKind.HUB or policy.weights.hub_security == "ignored":
+        return None
+    snapshot = snapshot_of(Workspace.current().store, model.image)
+    return sources.source_evidence(origin, revision, snapshot)
 
 
 @task(name="scan-image", cache_policy=NO_CACHE)
@@ -189,16 +214,7 @@ def scan_image(model: StoredModel, policy: ImageScanPolicy) -> ScanEvidence:
     """trivy over the model image. Never recorded: what trivy knows changes daily."""
     workspace = Workspace.current()
     log = workspace.layout.logs / f"trivy-image-{model.snapshot.short}.log"
-    location = workspace.settings.store_location
-    if location.startswith("oci:"):
-        layout = Path(location.removeprefix("oci:"))
-        return trivy.scan_image_layout(layout, model.image, policy, log=log)
-    with _Scratch(workspace) as layout:
-        local = open_store(f"oci:{layout}")
-        image = copy_image(
-            workspace.store, model.image, local, model.image.repository, referrers=False
-        )
-        return trivy.scan_image_layout(layout, image, policy, log=log)
+    return scan_stored_image(workspace, model.image, policy, log)
 
 
 def _complete(scan: ScanEvidence) -> bool:
@@ -206,9 +222,10 @@ def _complete(scan: ScanEvidence) -> bool:
     return all(run.status is ScannerStatus.COMPLETED for run in scan.runs)
 
 
-def is_clean(scan: ScanEvidence, policy: Policy) -> bool:
+def is_clean(scans: list[ScanEvidence], policy: Policy) -> bool:
     """Whether these weights may be opened by the steps that follow (the gate itself comes later, over all scans)."""
-    return scan_gate([scan], policy, required_kinds=("weights",)).decision is Decision.PASS
+    now = datetime.now(UTC)
+    return scan_gate(scans, policy, now=now, required_kinds=("weights",)).decision is Decision.PASS
 
 
 def describe(
@@ -220,12 +237,20 @@ def describe(
 ) -> PreparedModel:
     """The prepared model; a scan of the same subject by the same means counts once. Without `quantized` the source was not opened."""
     distinct = {scan.content_digest(): scan for scan in scans}
-    return PreparedModel(
-        revision=revision, recipe=spec.quantization, source=source,
-        model=quantized.model if quantized is not None else source,
-        scans=tuple(distinct.values()),
-        source_format=quantized.source_format if quantized is not None else None,
-        quantization=quantized.report if quantized is not None else None,
+    prepared = PreparedModel(
+        revision=revision, recipe=spec.quantization, source=source, model=source,
+        scans=tuple(distinct.values()), source_kind=parsed_source(spec.source).kind,
+    )  # fmt: skip
+    if quantized is None:
+        return prepared
+    declared = read_declaration(Workspace.current().materialise(source))
+    return prepared.model_copy(
+        update={
+            "model": quantized.model, "source_format": quantized.source_format,
+            "quantization": quantized.report, "environment": quantized.environment,
+            "container": quantized.container,
+            "licenses": declared.licenses, "architecture": declared.architecture,
+        }
     )  # fmt: skip
 
 
@@ -250,6 +275,33 @@ def _publish(
         labels={"dev.lockgate.model": model}, progress=report,
     )  # fmt: skip
     return StoredModel(snapshot=snapshot.digest, size=snapshot.size, image=image)
+
+
+def _pull(workspace: Workspace, image: ImageRef, directory: Path) -> Snapshot:
+    """An image of our own making by the list of files in it, any other as what it holds."""
+    store = _store_of(workspace, image)
+    if _is_ours(store, image):
+        return pull_model(store, image, directory)
+    return sources.pull_plain(store, image, directory)
+
+
+def _store_of(workspace: Workspace, image: ImageRef) -> ImageStore:
+    """The workspace's store, or the registry that the reference names."""
+    store, host = workspace.store, image.repository.partition("/")[0]
+    known = {store.location, workspace.settings.repository.partition("/")[0]}
+    if host in known or not (host == "localhost" or "." in host or ":" in host):
+        return store
+    if store.location.startswith("oci:") and store.has_blob(image.repository, image.digest):
+        return store
+    return open_store(host, plain_http=workspace.settings.plain_http)
+
+
+def _is_ours(store: ImageStore, image: ImageRef) -> bool:
+    try:
+        return LABEL_FORMAT in image_labels(store, image)
+    except RegistryError:
+        # An index, or no image at all; or a registry that is away, which whoever pulls will say.
+        return False
 
 
 def _stored(workspace: Workspace) -> Callable[[StoredModel], bool]:

@@ -59,7 +59,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
-        canary_weight=_share(step),
+        canary_weight=0.5 if state.fresh_baseline and step.weight else _share(step),
     )
 
 
@@ -79,12 +79,12 @@ def _bake_config(state: ReleaseState, spec: CanarySpec, start: float) -> JudgeCo
     settle = min(SETTLE_SECONDS, spec.bake_seconds / 2)
     new = state.occupant(state.stable) if state.stable is not None else None
     old = state.occupant(state.stable.other) if state.stable is not None else None
-    share = 1 - spec.control_percent / 100
+    share = 1 - spec.control / 100
     alike = False
-    if new is not None and old is not None and 0 < share < 1:
+    if state.stable is not None and new is not None and old is not None and 0 < share < 1:
         each = (
-            share / new.candidate.serving.replicas,
-            (1 - share) / old.candidate.serving.replicas,
+            share / state.replicas(state.stable),
+            (1 - share) / state.replicas(state.stable.other),
         )
         alike = max(each) / min(each) <= spec.judge.max_load_ratio
     return _config(
@@ -119,8 +119,8 @@ def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
 
 def step_alpha(spec: CanarySpec) -> float:
     """One step's part of alpha. Comparison and SLOs of a bake share its part between them."""
-    judged = bool(spec.bake_seconds) and (spec.control_percent > 0 or not spec.slos.empty)
-    return spec.alpha / (len(spec.steps) + judged)
+    judged = bool(spec.bake_seconds) and (spec.control > 0 or not spec.slos.empty)
+    return spec.alpha / max(1, len(spec.steps) + judged)
 
 
 class StepJudge:
@@ -188,6 +188,7 @@ def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
         )
     margins = {
         MetricKind.LATENCY: spec.margins.latency,
+        MetricKind.TAIL: spec.margins.tail,
         MetricKind.RATIO: spec.margins.errors,
         MetricKind.SIZE: spec.margins.output_length,
         MetricKind.MIX: spec.margins.finish_reasons,

@@ -11,18 +11,23 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.durations import Predicted
 from lockgate.domain.evidence import EvaluationEvidence, ScanEvidence
+from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.rollout.capacity import impediment
 from lockgate.domain.sources import ModelRevision
-from lockgate.domain.spec import Recipe, ReleaseSpec
+from lockgate.domain.spec import Recipe, ReleaseSpec, Strategy
 from lockgate.domain.steps import MeasuredBeside, Measurements, QuantizedModel, StoredModel
-from lockgate.errors import EXIT_REFUSED, EnvironmentMissing, UsageError
+from lockgate.errors import EXIT_REFUSED, EXIT_USAGE, EnvironmentMissing, UsageError
 from lockgate.settings import Settings
 from serving.engines.registry import engine
-from tasks import durations, evaluating, measurement
+from tasks import durations, engine_limits, evaluating, measurement
+from tasks.bases import with_bases
 from tasks.intake import calibration_for, fetch_key, parsed_source, quantize_key, scan_key
 from tasks.measurement import benchmark_work, compare_key, measure_key
 from tasks.recorded import recorded
+from tasks.runtimes import verify_runtime
 from tasks.servability import look_ahead
+from tasks.sizing import Fit
 from tasks.workspace import Workspace
 
 Prospect = Literal["done", "to do", "unknown", "not needed", "impossible"]
@@ -48,6 +53,8 @@ class Plan(Frozen):
     """None while the model image does not exist yet."""
     state: ReleaseState
     steps: tuple[PlannedStep, ...]
+    sizing: tuple[str, ...] = ()
+    """The arithmetic of the memory that serving takes."""
 
     @property
     def possible(self) -> bool:
@@ -75,6 +82,7 @@ class Plan(Frozen):
             took = f"{s.predicted.seconds:.0f} s" if s.predicted is not None else ""
             basis = f" ({s.predicted.basis})" if s.predicted is not None else ""
             lines.append(f"  {s.step:<{width}}  {s.prospect:<10}  {took:>7}  {s.detail}{basis}")
+        lines += ["memory:", *(f"  {line}" for line in self.sizing)] if self.sizing else []
         lines.append(f"together: {self.seconds:.0f} s")
         return "\n".join(lines)
 
@@ -96,13 +104,21 @@ def plan_release(spec: ReleaseSpec) -> Plan:
         spec.serving, model_path="/models", host="127.0.0.1", port=8000
     )
     revision = sources.resolve(parsed_source(spec.source))
-    steps: list[PlannedStep] = []
+    steps = _runtime(workspace, spec, policy)
+    steps += _engine(workspace, spec, state)
     predict = _Predictions(workspace, spec)
 
-    source = recorded(workspace.records, fetch_key(workspace, revision, spec.model), StoredModel)
+    source = recorded(
+        workspace.records, fetch_key(workspace, spec.source, revision, spec.model), StoredModel
+    )
     steps.append(_step("fetch", source, f"{revision}", predict("fetch")))
-    model, step = _quantization(workspace, spec, revision, source, predict)
+    model, step, fit = _quantization(workspace, spec, revision, source, predict)
     steps.append(step)
+    if fit is not None and fit.refusal is not None:
+        detail = "\nnext: ".join(filter(None, (fit.refusal, fit.hint)))
+        steps.append(
+            PlannedStep(step="size", prospect="impossible", detail=detail, exit_code=EXIT_USAGE)
+        )
     scan = None
     if model is not None:
         scan = recorded(workspace.records, scan_key(model, policy.weights), ScanEvidence)
@@ -116,6 +132,7 @@ def plan_release(spec: ReleaseSpec) -> Plan:
     if model is not None:
         runtime = spec.runtime or workspace.local_runtime(spec.serving.engine)
         candidate = Candidate(model=model.image, runtime=runtime, serving=spec.serving)
+        candidate = with_bases(workspace, spec.model, spec.environment, candidate)
     stable = state.occupant(state.stable) if state.stable is not None else None
     steps += _measurement(workspace, spec, candidate, predict, stable.candidate if stable else None)
     if stable is not None and (candidate is None or stable.candidate.digest != candidate.digest):
@@ -124,8 +141,32 @@ def plan_release(spec: ReleaseSpec) -> Plan:
     steps += _rollout(spec, state, candidate, predict)
     return Plan(
         model=spec.model, environment=spec.environment, revision=revision, candidate=candidate,
-        state=state, steps=tuple(steps),
+        state=state, steps=tuple(steps), sizing=fit.lines if fit is not None else (),
     )  # fmt: skip
+
+
+def _runtime(workspace: Workspace, spec: ReleaseSpec, policy: Policy) -> list[PlannedStep]:
+    """Whether the runtime image that the spec names may be used; nothing for the embedded cluster's own."""
+    if spec.runtime is None:
+        return []
+    report = verify_runtime(workspace, spec.runtime, policy)
+    if report.ok:
+        return [PlannedStep(step="runtime", prospect="done", detail=f"signed by {report.signer}")]
+    detail = "; ".join(map(str, report.failures)) + ": see `lockgate runtime import`"
+    return [
+        PlannedStep(step="runtime", prospect="impossible", detail=detail, exit_code=EXIT_REFUSED)
+    ]
+
+
+def _engine(workspace: Workspace, spec: ReleaseSpec, state: ReleaseState) -> list[PlannedStep]:
+    """What the engine cannot do, whether this release needs it or not; nothing for one that lacks nothing."""
+    obstacles = engine_limits.obstacles(spec, state, workspace.settings)
+    if obstacles:
+        why = "; ".join(obstacles)
+        return [PlannedStep(step="engine", prospect="impossible", detail=why, exit_code=EXIT_USAGE)]
+    known = engine_limits.known_limits(spec, state, workspace.settings)
+    detail = f"{spec.serving.engine}: {'; '.join(known)}"
+    return [PlannedStep(step="engine", prospect="not needed", detail=detail)] if known else []
 
 
 class _Predictions:
@@ -181,8 +222,9 @@ def _quantization(
     revision: ModelRevision,
     source: StoredModel | None,
     predict: _Predictions,
-) -> tuple[StoredModel | None, PlannedStep]:
-    """What is released, where it is there already, and the step that makes it; impossible where it could not be served."""
+) -> tuple[StoredModel | None, PlannedStep, Fit | None]:
+    """What is released, where it is there already, and the step that makes it, impossible where it could not be served; and
+    what is known of its memory."""
     recipe = spec.quantization
     try:
         calibration = calibration_for(recipe, spec.calibration)
@@ -190,19 +232,22 @@ def _quantization(
         if recipe is not Recipe.NONE:
             environments.environment_python("quantization")
     except (UsageError, EnvironmentMissing) as error:
-        return None, PlannedStep(
+        step = PlannedStep(
             step="quantize", prospect="impossible", detail=error.diagnostics(),
             exit_code=error.exit_code,
         )  # fmt: skip
+        return None, step, None
     detail = "; ".join(filter(None, (f"recipe {recipe}", outlook.as_text())))
     if recipe is Recipe.NONE:
-        return source, PlannedStep(step="quantize", prospect="not needed", detail=detail)
+        step = PlannedStep(step="quantize", prospect="not needed", detail=detail)
+        return source, step, outlook.fit
     predicted = predict("quantize")
     if source is None:
-        return None, _step("quantize", None, detail, predicted)
+        return None, _step("quantize", None, detail, predicted), outlook.fit
     key = quantize_key(workspace, source, recipe, calibration, spec.model)
     made = recorded(workspace.records, key, QuantizedModel)
-    return made.model if made is not None else None, _step("quantize", made, detail, predicted)
+    step = _step("quantize", made, detail, predicted)
+    return made.model if made is not None else None, step, outlook.fit
 
 
 def _measurement(
@@ -271,8 +316,25 @@ def _rollout(
         return [PlannedStep(step="canary", prospect="unknown", detail=why)]
     if state.stable is None:
         return [_step("deploy", None, "first release: all traffic", predict("deploy"))]
+    why_not = candidate and impediment(state, candidate, spec.canary)
+    if why_not:
+        why = f"strategy {spec.canary.strategy}: {why_not}"
+        return [
+            PlannedStep(step="canary", prospect="impossible", detail=why, exit_code=EXIT_REFUSED)
+        ]
+    if spec.canary.strategy is Strategy.RECREATE:
+        what = (
+            "recreate: replaces stable on offline evidence; no live evidence is gathered, nothing serves while it "
+            "starts, and a rollback deploys the old version anew"
+        )
+        return [_step("replace", None, what, predict("deploy"))]
     weights = " → ".join(
         f"{step.weight}%" + (" after approval" if step.approval else "")
         for step in spec.canary.steps
     )
-    return [_step("canary", None, f"{weights} → 100%", predict("canary"))]
+    borrowed = ""
+    if spec.canary.baseline == "fresh":
+        borrowed = f"; beside it {spec.serving.replicas} fresh replicas of stable as baseline"
+    if spec.canary.strategy is Strategy.BORROW:
+        borrowed = f"; one of stable's {spec.serving.replicas} replicas is borrowed, the others follow one by one"
+    return [_step("canary", None, f"{weights} → 100%{borrowed}", predict("canary"))]

@@ -24,7 +24,8 @@ from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import Measurements, PreparedModel, ReleaseOutcome, StageSeconds
 from serving.manifests import pod_template
 from tasks import durations
-from tasks.driving import apply, rendering
+from tasks.bases import rendering_as_described, with_bases
+from tasks.driving import apply
 from tasks.retries import TRANSIENT
 from tasks.supply import verify
 from tasks.workspace import Workspace
@@ -60,9 +61,12 @@ def read_policy() -> Policy:
 
 @task(name="describe-candidate", cache_policy=NO_CACHE)
 def describe_candidate(spec: ReleaseSpec, prepared: PreparedModel) -> Candidate:
-    """Model image, runtime image and serving spec; without a runtime in the spec it is the embedded cluster's own."""
-    runtime = spec.runtime or Workspace.current().local_runtime(spec.serving.engine)
-    return Candidate(model=prepared.model.image, runtime=runtime, serving=spec.serving)
+    """Model image, runtime image, serving spec and what the bases make of them; without a runtime in the spec it is the
+    embedded cluster's own."""
+    workspace = Workspace.current()
+    runtime = spec.runtime or workspace.local_runtime(spec.serving.engine)
+    candidate = Candidate(model=prepared.model.image, runtime=runtime, serving=spec.serving)
+    return with_bases(workspace, spec.model, spec.environment, candidate)
 
 
 @task(name="open-release", cache_policy=NO_CACHE, **TRANSIENT)
@@ -105,7 +109,9 @@ def with_manifests_scanned(
             return None
         return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
 
-    files = workspace.gitops.preview(spec.model, spec.environment, build, rendering(workspace))
+    files = workspace.gitops.preview(
+        spec.model, spec.environment, build, rendering_as_described(workspace, candidate)
+    )
     if files is None:
         return prepared
     with TemporaryDirectory() as name:
@@ -119,18 +125,24 @@ def with_manifests_scanned(
 
 @task(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_candidate(
-    spec: ReleaseSpec, candidate: Candidate, policy: Policy, evidence: Digest
+    spec: ReleaseSpec,
+    candidate: Candidate,
+    policy: Policy,
+    evidence: Digest,
+    requested_by: str | None = None,
 ) -> ReleaseState:
-    """Put the verified candidate into the free slot at weight 0. A second run finds it there."""
+    """Put the verified candidate into the free slot at weight 0. A second run, by whomever, finds it there."""
     workspace = Workspace.current()
     verify(workspace, candidate, policy)
 
     def build(newest: ReleaseState) -> Transition | Wait | None:
         if _is_under_way(newest, candidate):
             return None
-        return start(newest, _occupant(newest, candidate, evidence), spec.canary, _now())
+        occupant = _occupant(newest, candidate, evidence, requested_by)
+        return start(newest, occupant, spec.canary, _now())
 
-    return apply(workspace, spec.model, spec.environment, build).state
+    manifests = rendering_as_described(workspace, candidate)
+    return apply(workspace, spec.model, spec.environment, build, manifests).state
 
 
 @task(name="describe-test-pod", cache_policy=NO_CACHE, **TRANSIENT)
@@ -228,10 +240,14 @@ def _is_under_way(state: ReleaseState, candidate: Candidate) -> bool:
     return occupant is not None and occupant.candidate.digest == candidate.digest
 
 
-def _occupant(state: ReleaseState, candidate: Candidate, evidence: Digest) -> Occupant:
+def _occupant(
+    state: ReleaseState, candidate: Candidate, evidence: Digest, requested_by: str | None = None
+) -> Occupant:
     """Another attempt is another release: the id holds the generation it starts from."""
     release = f"{state.model}-{candidate.digest.short}-{state.generation + 1}"
-    return Occupant(candidate=candidate, release=release, evidence=evidence)
+    return Occupant(
+        candidate=candidate, release=release, evidence=evidence, requested_by=requested_by
+    )
 
 
 def _now() -> datetime:

@@ -19,7 +19,6 @@ from lockgate.adapters.report import (
     ReleaseStory,
     ReportInput,
     TrafficSummary,
-    TransitionRow,
     benchmark_rows,
     evaluation_rows,
     load_points,
@@ -29,12 +28,12 @@ from lockgate.adapters.report import (
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates import GateReport, GateResult
 from lockgate.domain.gitops import HistoryEntry
-from lockgate.domain.judge import JudgeReport
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.spec import Recipe
 from lockgate.domain.steps import Measurements, ReleaseOutcome
 from lockgate.errors import LockgateError, UsageError
 from lockgate.settings import Settings
+from tasks.reported_rollout import bake_of, judge_looks, requested_approval, transition_row
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.report")
@@ -241,6 +240,9 @@ def _story(
     gates = _gates(workspace, occupant, recorded)
     layout = workspace.layout
     steps = [s for s in states if s.phase is Phase.CANARY and s.generation == s.began]
+    rows = tuple(
+        transition_row(commit, at, occupant) for commit, at in zip(commits, states, strict=True)
+    )
     before = states[0].occupant(states[0].stable) if states[0].stable is not None else None
     evaluation = _rows(gates, "evaluation", evaluation_rows)
     load, stable_load = _load(
@@ -276,23 +278,23 @@ def _story(
         verdict=verdicts[-1].verdict if verdicts else None,
         reasons=(last.reason,) if last is not None else (),
         denylisted=state.is_denied(occupant.candidate.digest) is not None,
+        approval=requested_approval(workspace, state, release),
         started_at=datetime.fromisoformat(commits[0].at),
         stages=recorded.outcome.stages if recorded is not None else (),
-        transitions=tuple(
-            _transition(commit, at, occupant) for commit, at in zip(commits, states, strict=True)
-        ),
-        stable_slot=states[0].stable,
+        transitions=rows,
+        stable_slot=Slot.BASELINE if states[0].fresh_baseline else states[0].stable,
         canary_slot=states[0].free_slot,
         looks=tuple(
             look
             for step in steps
-            for look in _looks(layout.looks(state.model, state.environment, step.began))
+            for look in judge_looks(layout.looks(state.model, state.environment, step.began))
         ),
         traces=tuple(
             path
             for step in steps
             if (path := layout.trace(state.model, state.environment, step.began)).exists()
         ),
+        bake=bake_of(workspace, states, rows),
     )
 
 
@@ -355,31 +357,3 @@ def _scan_notes(gates: Iterable[GateResult]) -> tuple[str, ...]:
         for reason in gate.reasons
         if "NOT SCANNED" in reason
     )
-
-
-def _transition(commit: HistoryEntry, state: ReleaseState, occupant: Occupant) -> TransitionRow:
-    slot = next((s for s in Slot if state.occupant(s) == occupant), None)
-    verdict = commit.verdict.split()[0] if commit.verdict else None
-    return TransitionRow.model_validate(
-        {
-            "time": datetime.fromisoformat(commit.at),
-            "phase": state.phase,
-            "weight": state.weights().get(slot, 0) if slot is not None else 0,
-            "subject": commit.subject,
-            "commit": commit.commit,
-            "verdict": verdict,
-            "approved_by": commit.approved_by,
-        }
-    )
-
-
-def _looks(path: Path) -> Iterable[JudgeReport]:
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            yield JudgeReport.model_validate_json(line)
-        except ValidationError as error:
-            logger.warning("a look in %s cannot be read: %s", path, error)

@@ -16,6 +16,7 @@ from lockgate.domain.serving_support import (
     recipe_support,
     source_support,
 )
+from lockgate.domain.sizing import ACCELERATORS
 from lockgate.domain.sources import ModelRevision, Source
 from lockgate.domain.spec import Hardware, Recipe, ReleaseSpec
 from lockgate.domain.steps import StepKey
@@ -25,6 +26,7 @@ from serving.engines.registry import engine
 from serving.ephemeral import base_environment
 from serving.hardware import gpu_model, hardware_digest
 from tasks.recorded import find_or_make
+from tasks.sizing import Fit, fit
 from tasks.workspace import Workspace
 
 SUPPORT_VERSION = 1
@@ -37,6 +39,8 @@ class Outlook(Frozen):
     """None where only the download will tell."""
     servability: Servability | None
     """None where there is nothing to ask yet."""
+    fit: Fit | None = None
+    """Whether the memory is there; none where nobody looked at the source itself."""
 
     def as_text(self) -> str:
         """For the plan."""
@@ -53,15 +57,17 @@ class Outlook(Frozen):
 def look_ahead(
     workspace: Workspace, spec: ReleaseSpec, source: Source, revision: ModelRevision
 ) -> Outlook:
-    """What the source's small files and the engine say.
+    """What the source's small files and the engine say. Whether the model fits is said in `fit` and refused by who asks.
 
     Raises:
         UsageError: the source is quantized already and a recipe is asked for, or the result could not be served, or not
             usefully, on the hardware in question.
         SourceError: the source's config files cannot be read.
     """
-    found = _source_format(source, revision)
-    return require_servable(workspace, spec, found)
+    seen = sources.peek(source, revision, CONFIG_FILES)
+    found = _source_format(source, seen)
+    outlook = require_servable(workspace, spec, found)
+    return outlook.model_copy(update={"fit": fit(spec, seen, found)})
 
 
 def require_servable(
@@ -90,7 +96,7 @@ def require_servable(
 def _where(workspace: Workspace, spec: ReleaseSpec) -> tuple[EngineSupport | None, Hardware | None]:
     support = engine_support(workspace, spec.serving.engine)
     if spec.hardware is not None:
-        return support, spec.hardware
+        return support, _with_capability(spec.hardware)
     if support is not None:
         wanted = spec.serving.resources.gpu
         # A replica that asks for a GPU does not run on the CPU that was asked.
@@ -98,6 +104,13 @@ def _where(workspace: Workspace, spec: ReleaseSpec) -> tuple[EngineSupport | Non
             return support, Hardware(device="cuda")
         return support, None
     return None, Hardware(device="cuda" if gpu_model() else "cpu")
+
+
+def _with_capability(hardware: Hardware) -> Hardware:
+    known = ACCELERATORS.get(hardware.accelerator or "")
+    if hardware.compute_capability is not None or known is None:
+        return hardware
+    return hardware.model_copy(update={"compute_capability": known.compute_capability})
 
 
 def engine_support(workspace: Workspace, name: str) -> EngineSupport | None:
@@ -120,8 +133,7 @@ def engine_support(workspace: Workspace, name: str) -> EngineSupport | None:
     return support
 
 
-def _source_format(source: Source, revision: ModelRevision) -> WeightFormat | None:
-    seen = sources.peek(source, revision, CONFIG_FILES)
+def _source_format(source: Source, seen: sources.Peek | None) -> WeightFormat | None:
     if seen is None:
         return None
     try:

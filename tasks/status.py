@@ -29,11 +29,16 @@ def read_status(settings: Settings) -> list[SlotRow]:
     """Every occupied slot of every model at the remote's head."""
     workspace = Workspace(settings)
     workspace.gitops.sync()
+    states = workspace.gitops.states()
+    seen = {name: _cluster_of(workspace, name) for name in {s.environment for s in states}}
+    return [row for state in states for row in _rows(state, seen[state.environment])]
+
+
+def _cluster_of(workspace: Workspace, environment: str) -> ClusterStatus | str:
     try:
-        seen: ClusterStatus | str = workspace.cluster().status()
+        return workspace.cluster(environment).status()
     except LockgateError as error:
-        seen = error.message
-    return [row for state in workspace.gitops.states() for row in _rows(state, seen)]
+        return error.message
 
 
 def _rows(state: ReleaseState, seen: ClusterStatus | str) -> list[SlotRow]:

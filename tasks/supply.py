@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import task
@@ -20,17 +21,20 @@ from lockgate.domain.base import Frozen
 from lockgate.domain.bill_of_materials import ml_bom
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
+from lockgate.domain.evidence import ScanEvidence
 from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.gates.benchmark import benchmark_gate
 from lockgate.domain.gates.evaluation import evaluation_gate
 from lockgate.domain.gates.scan import scan_gate
 from lockgate.domain.policy import Policy
 from lockgate.domain.rollout.transitions import rfc3339
+from lockgate.domain.sources import Snapshot
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import MeasuredBeside, Measurements, PreparedModel, StepKey
 from lockgate.errors import Refused
 from tasks.recorded import find_or_make
 from tasks.retries import TRANSIENT
+from tasks.runtimes import scan_of, verify_runtime
 from tasks.workspace import Workspace
 
 PREDICATE_VERSION = 1
@@ -47,7 +51,14 @@ def decide_gates(
 ) -> GateReport:
     """All offline gates. Evidence that is missing does not pass."""
     subjects = {prepared.source.snapshot, prepared.model.snapshot, candidate.model.digest}
-    results = [scan_gate(prepared.scans, policy, subjects=subjects)]
+    kinds = ["weights", "image"]
+    if policy.weights.hub_security == "required" and spec.source.startswith("hf://"):
+        kinds.append("source")
+    results = [
+        scan_gate(
+            prepared.scans, policy, now=datetime.now(UTC), subjects=subjects, required_kinds=kinds
+        )
+    ]
     if measured is not None:
         baseline_scores = stable.evaluation if stable else None
         baseline_load = stable.benchmark if stable else None
@@ -78,7 +89,7 @@ def sign_candidate(
     gates: GateReport,
     measured: MeasuredBeside,
 ) -> Digest:
-    """Sign the model and runtime images and attest how they were made and what the gates found.
+    """Sign the model image, and the embedded cluster's own runtime, and attest how it was made and what the gates found.
 
     Returns the digest of the gate predicate: the evidence that the commit names. A second run finds the signatures there
     and adds none.
@@ -86,18 +97,31 @@ def sign_candidate(
     if not gates.passed:
         raise Refused("a candidate that did not pass its gates is not signed")
     workspace = Workspace.current()
-    predicate = _gate_predicate(workspace, prepared, candidate, policy, gates, measured)
+    signer = None
+    if candidate.runtime == workspace.local_runtime(candidate.serving.engine):
+        # Ours: a description that was made here. Any other was signed when it was imported, or is refused.
+        signer = workspace.signer()
+        signing.sign_image(workspace.store, candidate.runtime, signer)
+    runtime = verify_runtime(workspace, candidate.runtime, policy)
+    runtime.require(hint="import it with `lockgate runtime import`, which scans and signs")
+    predicate = _gate_predicate(
+        workspace, prepared, candidate, policy, gates, measured, scan_of(runtime)
+    )
     evidence = workspace.records.put_document(predicate.to_data())
-    model, runtime = verifications(workspace, candidate, policy)
-    if model.ok and runtime.ok and model.gate == predicate:
+    model, _ = verifications(workspace, candidate, policy)
+    if model.ok and model.gate == predicate:
         return evidence
-    signer = workspace.signer()
-    for image in (candidate.runtime, candidate.model):
-        signing.sign_image(workspace.store, image, signer)
+    signer = signer or workspace.signer()
+    signing.sign_image(workspace.store, candidate.model, signer)
     for predicate_type, statement in (
         (
             attestation.PROVENANCE_TYPE,
-            provenance_of(prepared, f"candidate:{candidate.digest}", predicate.decided_at),
+            provenance_of(
+                prepared,
+                snapshot_of(workspace.store, prepared.source.image),
+                f"candidate:{candidate.digest}",
+                workspace.settings.builder,
+            ),
         ),
         (
             attestation.SBOM_TYPE,
@@ -116,6 +140,7 @@ def _gate_predicate(
     policy: Policy,
     gates: GateReport,
     measured: MeasuredBeside,
+    runtime_scan: Digest | None,
 ) -> GatePredicate:
     """What is attested. Decided once: the same gates over the same evidence are not attested twice with two times."""
     documents: dict[str, Frozen] = {
@@ -132,6 +157,8 @@ def _gate_predicate(
         kind: workspace.records.put_document(document.to_data())
         for kind, document in documents.items()
     }
+    if runtime_scan is not None:
+        evidence[f"scan-{len(prepared.scans)}-runtime"] = runtime_scan
     key = StepKey(
         step="gate-predicate", version=PREDICATE_VERSION,
         inputs={
@@ -142,25 +169,44 @@ def _gate_predicate(
         workspace.records, key, GatePredicate,
         lambda: attestation.gate_predicate(
             candidate, policy=policy.content_digest(), evidence=evidence, report=gates,
-            decided_at=rfc3339(datetime.now(UTC)),
+            decided_at=rfc3339(datetime.now(UTC)), scanned_at=_oldest(prepared.scans),
         ),
     )  # fmt: skip
     return predicate
 
 
-def provenance_of(prepared: PreparedModel, invocation: str, at: str) -> dict[str, Any]:
-    """SLSA provenance of a prepared model: source, recipe with what decided its bytes, calibration set, environments."""
-    made_in = {}
+def _oldest(scans: Sequence[ScanEvidence]) -> str | None:
+    """When the oldest scan was made; None where that is not known of every one."""
+    known = [scan.scanned_at for scan in scans if scan.scanned_at is not None]
+    return rfc3339(min(known)) if known and len(known) == len(scans) else None
+
+
+def provenance_of(
+    prepared: PreparedModel, source: Snapshot, invocation: str, builder: str
+) -> dict[str, Any]:
+    """SLSA provenance of a prepared model: every file of its source, recipe with what decided the bytes, calibration set,
+    tools, environments, containers."""
+    made_in, report = {}, prepared.quantization
     if prepared.recipe is not Recipe.NONE:
-        made_in["quantization"] = Digest(environments.environment_digest("quantization"))
-    calibration = prepared.quantization.calibration if prepared.quantization is not None else None
+        # Records of older versions do not name it, and were found by this one's digest.
+        present = Digest(environments.environment_digest("quantization"))
+        made_in["quantization"] = prepared.environment or present
+    containers = {"quantize": prepared.container} if prepared.container is not None else {}
+    materials = attestation.Materials(
+        revision=prepared.revision, kind=prepared.source_kind,
+        source=source, image=prepared.source.image,
+        calibration=report.calibration.digest if report and report.calibration else None,
+        environments=made_in, containers=containers,
+    )  # fmt: skip
     return attestation.provenance(
-        revision=prepared.revision, source_snapshot=prepared.source.snapshot,
-        snapshot=prepared.model.snapshot, recipe=prepared.recipe,
-        recipe_parameters=_recipe_parameters(prepared), environments=made_in,
-        calibration=calibration.digest if calibration is not None else None,
-        builder="https://lockgate.dev/builder/release/v1", builder_version=lockgate.__version__,
-        invocation=invocation, started_at=at, finished_at=at,
+        materials=materials, snapshot=prepared.model.snapshot, recipe=prepared.recipe,
+        recipe_parameters=_recipe_parameters(prepared), builder=builder,
+        versions={**(report.tools if report else {}), "lockgate": lockgate.__version__},
+        invocation=invocation,
+        byproducts={
+            f"scan-{number}-{scan.subject_kind}": scan.content_digest()
+            for number, scan in enumerate(prepared.scans)
+        },
     )  # fmt: skip
 
 
@@ -180,7 +226,8 @@ def _bill_of_materials(
     return ml_bom(
         image=prepared.model.image, name=prepared.revision.repo, revision=prepared.revision,
         snapshot=snapshot_of(workspace.store, prepared.model.image), recipe=prepared.recipe,
-        licenses=prepared.licenses, evaluation=measured.evaluation, timestamp=at,
+        licenses=prepared.licenses, architecture=prepared.architecture,
+        source_kind=prepared.source_kind, evaluation=measured.evaluation, timestamp=at,
         source_weights=str(prepared.source_format) if prepared.source_format is not None else None,
         version=lockgate.__version__,
     )  # fmt: skip
@@ -199,16 +246,23 @@ def verify(workspace: Workspace, candidate: Candidate, policy: Policy) -> None:
 
 
 def verifications(
-    workspace: Workspace, candidate: Candidate, policy: Policy
+    workspace: Workspace, candidate: Candidate, policy: Policy, *, serves: bool = False
 ) -> tuple[VerificationReport, VerificationReport]:
-    """Of the model image, which carries the gate attestation, and of the runtime image."""
+    """Of the model image, which carries the gate attestation, and of the runtime image.
+
+    `serves`: for what takes traffic already, which does not become unusable by growing old.
+    """
     store, rules = workspace.store, policy.signing
+    fresh: dict[str, Any] = {} if serves else {
+        "max_age": timedelta(days=policy.max_evidence_age_days), "now": datetime.now(UTC),
+    }  # fmt: skip
     return (
         signing.verify(
-            store, candidate.model, rules, candidate=candidate.digest, require_gates=policy.gates
+            store, candidate.model, rules, candidate=candidate.digest,
+            require_gates=policy.gates, **fresh,
         ),
-        signing.verify(store, candidate.runtime, rules, candidate=None, require_gates=()),
-    )
+        verify_runtime(workspace, candidate.runtime, policy, serves=serves),
+    )  # fmt: skip
 
 
 def _as_markdown(report: GateReport) -> str:

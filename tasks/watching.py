@@ -15,12 +15,21 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.judge import JudgeReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.rollout import JudgeVerdict, Look, SlotReadiness, SmokeResult, Verification
+from lockgate.domain.rollout import (
+    Approval,
+    JudgeVerdict,
+    Look,
+    Rejection,
+    SlotReadiness,
+    SmokeResult,
+    Verification,
+)
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
 from lockgate.domain.trace import Track
 from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
+from tasks.approving import decision_on
 from tasks.judging import StepJudge, StepTrace, baking
 from tasks.supply import verifications
 from tasks.workspace import Workspace
@@ -35,10 +44,11 @@ VERIFIED_SECONDS = 10.0
 
 
 class Slots(NamedTuple):
-    """What the cluster says of a model's two slots; None where it says nothing."""
+    """What the cluster says of a model's slots; None where it says nothing."""
 
     a: SlotReadiness | None
     b: SlotReadiness | None
+    baseline: SlotReadiness | None
     live_generation: int | None
 
 
@@ -50,9 +60,11 @@ class Watcher:
         self.workspace = workspace
         self._proving = proving
         self.state = state
-        self.cluster = workspace.cluster()
+        self.cluster = workspace.cluster(state.environment)
         self._canary = state.step is not None
-        self._judge = StepJudge(state) if self._canary or baking(state) else None
+        # While replicas change hands nothing is decided from metrics: a server that loads is not one that crashed.
+        judged = (self._canary or baking(state)) and not state.handing_over
+        self._judge = StepJudge(state) if judged else None
         if self._judge is not None and not self._judge.active:
             self._judge = None
         self._policy: Policy | None = None
@@ -75,20 +87,29 @@ class Watcher:
         elif status is not None:
             self._seen = time.time()
         subject = self._subject()
+        decision = self._decision()
         promising = self._is_promising(subject, slots)
         if promising and self.state.step is None and subject is not None:
             self._smoke_once(subject, status)
         proving = promising and (
-            self._proving or self.state.step is None or self._verdict_is("pass") or not self._canary
+            self._proving
+            or isinstance(decision, Approval)
+            or self.state.step is None
+            or self.state.handing_over
+            or self._by_header_only()
+            or self._verdict_is("pass")
+            or not self._canary
         )
         return Look(
             generation=self.state.generation,
             a=slots.a,
             b=slots.b,
+            baseline=slots.baseline,
             smoke=self._smoke,
             verification=self._verify(subject) if proving else None,
             fallback_verification=self._verify(self._stable()) if proving else None,
             verdict=self._verdict,
+            decision=decision,
             blind_seconds=blind,
             live_generation=slots.live_generation,
         )
@@ -130,6 +151,17 @@ class Watcher:
             return False
         return newest.generation != self.state.generation
 
+    def _decision(self) -> Approval | Rejection | None:
+        """What people have signed of the raise that waits; nothing where it cannot be read."""
+        if self.state.phase is not Phase.AWAITING_APPROVAL:
+            return None
+        try:
+            self.workspace.gitops.sync()
+            return decision_on(self.workspace, self.state)
+        except LockgateError as error:
+            logger.warning("approvals cannot be read: %s", error.message)
+            return None
+
     def slots(self) -> Slots:
         """The slots alone."""
         return self._slots(self._status())
@@ -144,10 +176,9 @@ class Watcher:
     def _slots(self, status: ClusterStatus | None) -> Slots:
         model = status.models.get(self.state.model) if status is not None else None
         if model is None:
-            return Slots(None, None, None)
-        return Slots(
-            self._readiness(Slot.A, model), self._readiness(Slot.B, model), model.generation
-        )
+            return Slots(None, None, None, None)
+        a, b, baseline = (self._readiness(slot, model) for slot in Slot)
+        return Slots(a, b, baseline, model.generation)
 
     def _readiness(self, slot: Slot, model: ModelStatus) -> SlotReadiness | None:
         seen: SlotStatus | None = model.slots.get(slot.value)
@@ -157,10 +188,12 @@ class Watcher:
         if ready:
             self._unready.pop(slot, None)
         since = self._unready.setdefault(slot, time.monotonic()) if not ready else None
+        # The manifests of this very state may not be applied yet, and an autoscaler may want more than they say.
+        wanted = max(self.state.replicas(slot), seen.desired)
         return SlotReadiness(
             candidate=Digest(seen.candidate),
             ready=ready,
-            sized=0 < seen.desired <= seen.updated,
+            sized=0 < wanted <= seen.updated,
             restarts=seen.restarts,
             unready_seconds=time.monotonic() - since if since is not None else 0.0,
             refusal="; ".join(seen.refusals) or None,
@@ -178,6 +211,8 @@ class Watcher:
         quiet = self.state.phase in (Phase.BAKING, Phase.DRAINING, Phase.HELD)
         if subject is None or (quiet and not self._proving):
             return False
+        if not self.state.replicas(self.state.free_slot):
+            return True  # strategy `recreate`: it starts only once it and stable are verified
         seen = slots.a if self.state.free_slot is Slot.A else slots.b
         return seen is not None and seen.fit(subject.candidate.digest)
 
@@ -204,11 +239,12 @@ class Watcher:
         if occupant is None:
             return None
         candidate = occupant.candidate
+        serves = occupant is self._stable()
         known = self._verified.get(candidate.digest)
         if known is not None and time.monotonic() - known[0] < VERIFIED_SECONDS:
             return known[1]
         try:
-            result = self._verify_now(candidate)
+            result = self._verify_now(candidate, serves)
         except LockgateError as error:
             logger.warning("not verified yet: %s", error.message)
             return None
@@ -216,10 +252,10 @@ class Watcher:
             self._verified[candidate.digest] = (time.monotonic(), result)
         return result
 
-    def _verify_now(self, candidate: Candidate) -> Verification | None:
+    def _verify_now(self, candidate: Candidate, serves: bool) -> Verification | None:
         if self._policy is None:
             self._policy = self.workspace.gitops.read_policy()
-        reports = verifications(self.workspace, candidate, self._policy)
+        reports = verifications(self.workspace, candidate, self._policy, serves=serves)
         if any(report.outage for report in reports):
             return None
         failures = tuple(f"{f.rule}: {f.message}" for r in reports for f in r.failures)
@@ -251,7 +287,10 @@ class Watcher:
             return
         # After promotion the new version is stable, and what is compared with it is the old one.
         new = stable if baking(self.state) else stable.other
-        tracks: dict[str, Track] = {new.other.value: "baseline", new.value: "canary"}
+        compared = new.other
+        if self._canary and self.state.fresh_baseline:
+            compared = Slot.BASELINE
+        tracks: dict[str, Track] = {compared.value: "baseline", new.value: "canary"}
         try:
             targets = self.cluster.scrape_targets(self.state.model)
         except LockgateError as error:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lockgate import environments
-from lockgate.adapters.git import Agent, GitOpsRepository, lay_down, template_directory
+from lockgate.adapters.git import GitOpsRepository, Layout, lay_down, template_directory
+from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, SyncWebhook
 from lockgate.adapters.oci import ImageStore, open_store
 from lockgate.adapters.oci.package import pull_model, snapshot_of
 from lockgate.adapters.oci.records import StepRecords
 from lockgate.adapters.oci.runtime import push_runtime
-from lockgate.adapters.signing import KeylessSigner, KeySigner, Signer, generate_key
+from lockgate.adapters.signing import (
+    KeylessSigner,
+    KeySigner,
+    ServiceKeySigner,
+    Signer,
+    generate_key,
+)
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import ImageScanPolicy, Policy, SigningPolicy
@@ -22,7 +29,9 @@ from lockgate.domain.steps import StoredModel
 from lockgate.errors import UsageError
 from lockgate.settings import Settings, WorkspaceLayout
 from serving.candidate_server import CandidateServer
+from serving.cluster import Cluster
 from serving.ephemeral import ProcessServer
+from serving.kubernetes_cluster import Gateway, KubernetesCluster
 from serving.kubernetes_job import KubernetesServer
 from serving.local.cluster import LocalCluster
 from serving.local.cpu_pool import Cores
@@ -57,6 +66,7 @@ class Workspace:
         return GitOpsRepository(
             self.settings.git_remote, self.layout.checkout("driver"), branch=self.settings.branch,
             ssh_signing_key=self.settings.commit_signing_key,
+            policy_branch=self.settings.policy_branch,
         )  # fmt: skip
 
     @cached_property
@@ -69,8 +79,17 @@ class Workspace:
         self.gitops.sync()
         return self.gitops.read_policy()
 
-    def cluster(self) -> LocalCluster:
-        """The embedded cluster, to be observed, asked to sync, or ended. Needs no policy: it starts nothing."""
+    def cluster(self, environment: str | None = None) -> Cluster:
+        """The cluster that the settings name, to be observed and asked to sync. Needs no policy: it starts nothing.
+
+        `environment`: whose namespace, in a Kubernetes cluster; None for the settings' own. The embedded cluster has one.
+        """
+        if self.settings.cluster == "kubernetes":
+            return kubernetes_cluster(self.settings, environment or self.settings.environment)
+        return self.embedded_cluster()
+
+    def embedded_cluster(self) -> LocalCluster:
+        """The embedded cluster, to be observed or ended."""
         return self._cluster(Policy(), Path(sys.executable))
 
     def start_cluster(self) -> LocalCluster:
@@ -83,7 +102,7 @@ class Workspace:
     def _cluster(self, policy: Policy, python: Path) -> LocalCluster:
         if self.settings.cluster != "local":
             raise UsageError(
-                "the flows drive the embedded cluster only, so far",
+                "only the embedded cluster is started and ended here",
                 hint="unset LOCKGATE_CLUSTER, or set it to `local`",
             )
         return LocalCluster(
@@ -112,12 +131,23 @@ class Workspace:
         )  # fmt: skip
 
     def signer(self) -> Signer:
-        if self.settings.keyless:
+        """Keyless, a key in a service, a key from the environment, or a key file: the first that the settings name."""
+        settings = self.settings
+        if settings.keyless:
             return KeylessSigner(self.policy.signing)
-        passphrase = self.settings.signing_key_passphrase
+        if settings.signing_key_uri is not None:
+            public = settings.signing_public_key or self.layout.public_key
+            try:
+                return ServiceKeySigner(settings.signing_key_uri, public.read_text())
+            except OSError as error:
+                raise UsageError(
+                    f"the public half of the release key, {public}, cannot be read: {error.strerror}",
+                    hint="name it in LOCKGATE_SIGNING_PUBLIC_KEY",
+                ) from error
+        pem = settings.signing_key_pem
         return KeySigner(
-            self.settings.signing_key or self.layout.private_key,
-            passphrase.get_secret_value() if passphrase else None,
+            pem.get_secret_value() if pem else settings.signing_key or self.layout.private_key,
+            _passphrase(settings),
         )
 
     def materialise(self, model: StoredModel) -> Path:
@@ -142,30 +172,69 @@ class Workspace:
         )
 
 
-def initialise(
-    settings: Settings, *, environment: str, agent: Agent, demo: bool = False
-) -> list[str]:
+def _passphrase(settings: Settings) -> str | None:
+    """The signing key's, from the environment or a file. Raises `UsageError`."""
+    if settings.signing_key_passphrase is not None:
+        return settings.signing_key_passphrase.get_secret_value()
+    path = settings.signing_key_passphrase_file
+    if path is None:
+        return None
+    try:
+        return path.read_text().removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the passphrase file {path} cannot be read: {error}",
+            hint="check LOCKGATE_SIGNING_KEY_PASSPHRASE_FILE",
+        ) from error
+
+
+def kubernetes_cluster(settings: Settings, environment: str) -> KubernetesCluster:
+    """The Kubernetes cluster of the settings. Nothing is contacted yet."""
+    name = settings.agent_object.format(environment=environment)
+    agent: GitOpsAgent | None = None
+    if settings.agent == "argocd":
+        agent = ArgoCd(name, settings.agent_namespace or "argocd")
+    elif settings.agent == "flux":
+        agent = Flux(name, name, settings.agent_namespace or "flux-system")
+    secret = settings.sync_webhook_secret
+    webhook = settings.sync_webhook and SyncWebhook(
+        settings.sync_webhook, settings.git_remote, settings.branch,
+        secret.get_secret_value() if secret is not None else None,
+    )  # fmt: skip
+    return KubernetesCluster(
+        environment, remote=settings.git_remote, branch=settings.branch, agent=agent,
+        webhook=webhook or None,
+        gateway=Gateway(settings.gateway_url, settings.gateway_metrics, settings.gateway_cluster),
+    )  # fmt: skip
+
+
+def initialise(settings: Settings, *, layout: Layout, demo: bool = False) -> list[str]:
     """Make what a workspace needs and lacks: key, GitOps repository with policy. A second call changes nothing.
 
-    `demo` writes the demonstration's policy: trivy is optional there, and its absence is written into the evidence.
+    The layout's addresses are the settings'. `demo` writes the demonstration's policy: trivy is optional there, and its
+    absence is written into the evidence.
     """
-    layout = settings.layout
+    paths = settings.layout
     made = []
-    if not layout.private_key.exists():
-        passphrase = settings.signing_key_passphrase
-        generate_key(
-            layout.private_key, layout.public_key,
-            passphrase.get_secret_value() if passphrase else None,
-        )  # fmt: skip
-        made.append(f"release key: {layout.private_key} (public: {layout.public_key})")
-    public_key = layout.public_key.read_text()
+    if not paths.private_key.exists():
+        generate_key(paths.private_key, paths.public_key, _passphrase(settings))
+        made.append(f"release key: {paths.private_key} (public: {paths.public_key})")
+    public_key = paths.public_key.read_text()
     signing = SigningPolicy(public_keys=(public_key,))
     images = ImageScanPolicy(trivy="optional") if demo else ImageScanPolicy()
+    named = "repository" in settings.model_fields_set
     laid_down = lay_down(
-        template_directory(), layout.checkout("first"), environment=environment, agent=agent,
-        public_key_pem=public_key, remote=settings.git_remote, branch=settings.branch,
-        policy=Policy(signing=signing, images=images),
+        template_directory(), paths.checkout("first"),
+        layout=replace(
+            layout, remote=settings.git_remote, images=settings.repository if named else None
+        ),
+        public_key_pem=public_key, branch=settings.branch,
+        policy=Policy(signing=signing, images=images), ssh_signing_key=settings.commit_signing_key,
     )  # fmt: skip
     if laid_down.created:
         made.append(f"GitOps repository: {settings.git_remote}")
-    return made or [f"{layout.root} is a workspace already"]
+        if layout.agent == "flux" and settings.commit_signing_key is None:
+            made.append(
+                "Flux applies signed commits only: set LOCKGATE_COMMIT_SIGNING_KEY before the first release"
+            )
+    return made or [f"{paths.root} is a workspace already"]

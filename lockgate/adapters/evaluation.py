@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ HARNESS_TASKS = "lm-eval"
 """Value of `EvaluationSpec.suite` for the tasks that lm-eval carries itself; their data sets come from the Hub."""
 
 REQUEST_SECONDS = 300
+DATA_SECONDS = 1800
+"""Until the data of lm-eval's own tasks is there."""
 SAMPLES_FILE = "samples.jsonl"
 
 _UNKNOWN_TASK = 2
@@ -45,17 +49,36 @@ def harness() -> str:
 def suite_digest(spec: EvaluationSpec) -> Digest:
     """Digest over everything that decides which questions are asked and how answers are scored.
 
-    A directory: its files, by relative path and content. lm-eval's own tasks: the harness's version, which carries them.
-    Raises UsageError if the directory is not there or holds no task.
+    A directory: its files, by relative path and content. lm-eval's own tasks: the harness's version, which carries them, and
+    their data as the Hub has it now, so that scores over other data are looked up and compared for nobody.
+    Raises UsageError if the directory is not there or holds no task, or there is no such task; EvaluationError if the data
+    cannot be had.
     """
     if spec.suite == HARNESS_TASKS:
-        return Digest.of_json({"suite": HARNESS_TASKS, "harness": harness()})
+        data = _harness_data(tuple(task.name for task in spec.tasks))
+        return Digest.of_json({"suite": HARNESS_TASKS, "harness": harness(), "data": data})
     directory = _suite_directory(spec)
     files = {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _suite_files(directory)
     }
     return Digest.of_json({"suite": files})
+
+
+@lru_cache
+def _harness_data(tasks: tuple[str, ...]) -> dict[str, str]:
+    """Digest of each task's data. Asked once a process: one release is measured over one state of the data."""
+    scratch = Path(tempfile.mkdtemp(prefix="lockgate-evaluation-"))
+    request = {
+        "tasks": [{"name": name} for name in tasks],
+        "include_path": None,
+        "include_defaults": True,
+    }
+    answer = _run_worker(
+        request, scratch, log=scratch / "data.log", timeout=DATA_SECONDS, offline=False
+    )
+    shutil.rmtree(scratch, ignore_errors=True)  # after a failure its log is kept
+    return {str(name): str(digest) for name, digest in answer["data"].items()}
 
 
 def evaluate(
@@ -94,40 +117,11 @@ def evaluate(
         "samples_path": str(log_dir / SAMPLES_FILE),
     }
     with tempfile.TemporaryDirectory(prefix="lockgate-evaluation-") as scratch:
-        request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        request_file.write_text(json.dumps(request))
-        ended = run_program(
-            [
-                sys.executable,
-                "-m",
-                "lockgate.adapters._lm_eval_worker",
-                str(request_file),
-                str(result_file),
-            ],
-            log=log,
-            timeout=timeout,
-            environment=_environment(Path(scratch), offline=local is not None),
+        answer = _run_worker(
+            request, Path(scratch), log=log, timeout=timeout, offline=local is not None,
             # Data files of local tasks are named relative to the suite.
-            directory=local,
-            on_line=lambda line: _told(line, progress),
-        )
-        if ended.timed_out:
-            raise EvaluationError(
-                f"the evaluation did not end within {timeout:.0f} s",
-                hint="give it more time, or fewer items (`evaluation.limit`)",
-                log=log,
-            )
-        answer = _read_answer(result_file, ended.code, log)
-    if ended.code == _UNKNOWN_TASK:
-        raise UsageError(
-            answer["error"], log=log, hint="see `evaluation.tasks` in the release spec"
-        )
-    if ended.code != 0:
-        raise EvaluationError(
-            f"the evaluation failed: {answer['error']}",
-            log=log,
-            hint="the end of the log says more; the server's own log lies beside it",
-        )
+            directory=local, progress=progress,
+        )  # fmt: skip
     return EvaluationEvidence(
         subject=subject,
         suite=digest,
@@ -136,6 +130,53 @@ def evaluate(
         seconds=round(time.monotonic() - started, 3),
         samples=Digest.of_json(read_samples(log_dir)),
     )
+
+
+def _run_worker(
+    request: dict[str, Any],
+    scratch: Path,
+    *,
+    log: Path,
+    timeout: float,
+    offline: bool,
+    directory: Path | None = None,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """The worker's answer to one request."""
+    request_file, result_file = scratch / "request.json", scratch / "result.json"
+    request_file.write_text(json.dumps(request))
+    ended = run_program(
+        [
+            sys.executable,
+            "-m",
+            "lockgate.adapters._lm_eval_worker",
+            str(request_file),
+            str(result_file),
+        ],
+        log=log,
+        timeout=timeout,
+        environment=_environment(scratch, offline=offline),
+        directory=directory,
+        on_line=lambda line: _told(line, progress),
+    )
+    if ended.timed_out:
+        raise EvaluationError(
+            f"the evaluation did not end within {timeout:.0f} s",
+            hint="give it more time, or fewer items (`evaluation.limit`)",
+            log=log,
+        )
+    answer = _read_answer(result_file, ended.code, log)
+    if ended.code == _UNKNOWN_TASK:
+        raise UsageError(
+            answer["error"], log=log, hint="see `evaluation.tasks` in the release spec"
+        )
+    if ended.code != 0:
+        raise EvaluationError(
+            f"the evaluation failed: {answer['error']}",
+            log=log,
+            hint="the end of the log says more; a server's own log lies beside it",
+        )
+    return answer
 
 
 def read_samples(log_dir: Path) -> list[dict[str, Any]]:

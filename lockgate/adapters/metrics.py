@@ -236,6 +236,7 @@ class AccessLogReader:
             data = json.loads(line)
             cluster = data.get("cluster") or ""
             model, _, slot = cluster.rpartition("-")
+            slot = data.get("slot") or slot
             if model != self._model or slot not in tracks or data.get("forced"):
                 return None
             return RequestRow(

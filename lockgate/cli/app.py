@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from lockgate.cli import console, demo, inspecting, releasing, workspace
+from lockgate.cli import (
+    console,
+    deciding,
+    demo,
+    hooks,
+    images,
+    inspecting,
+    releasing,
+    state_metrics,
+    tracking,
+    workspace,
+)
 
 app = typer.Typer(
     name="lockgate",
@@ -38,7 +49,12 @@ def options(
 
 workspace.register(app)
 releasing.register(app)
+deciding.register(app)
 inspecting.register(app)
+images.register(app)
+tracking.register(app)
+hooks.register(app)
+state_metrics.register(app)
 demo.register(app)
 
 

@@ -25,7 +25,7 @@ def demo(
     keep: Annotated[
         bool, typer.Option(help="Leave the embedded cluster running at the end.")
     ] = False,
-    rate: Annotated[float, typer.Option(help="Requests a second of the traffic driver.")] = 3.0,
+    rate: Annotated[float, typer.Option(help="Requests a second of the traffic driver.")] = 2.5,
 ) -> None:
     """Release a model four times: a first one, a good one, one that is worse in service, one that is worse on paper."""
     settings = Settings()

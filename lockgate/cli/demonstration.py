@@ -15,6 +15,7 @@ import yaml
 
 from lockgate import environments
 from lockgate.adapters import quantization
+from lockgate.adapters.git import EMBEDDED
 from lockgate.adapters.report import render_table, write_report
 from lockgate.cli.daemons import Daemon
 from lockgate.cli.traffic import Traffic, with_seconds_to_zero
@@ -78,7 +79,7 @@ class Demonstration:
     def run(self) -> bool:
         """All acts, table, log and report. Returns whether every act ended as it must and no request failed."""
         source = self.convert_model()
-        for line in initialise(self.settings, environment="local", agent="embedded", demo=True):
+        for line in initialise(self.settings, layout=EMBEDDED, demo=True):
             self.say(line, markup=False, highlight=False)
         specs = self.write_specs(source)
         began = time.monotonic()
@@ -235,7 +236,7 @@ class Demonstration:
     def down(self) -> None:
         """End traffic and cluster."""
         self.stop_traffic()
-        Workspace(self.settings).cluster().down()
+        Workspace(self.settings).embedded_cluster().down()
 
 
 def _unexpected(number: int, act: Act, outcome: ReleaseOutcome) -> list[str]:

@@ -9,9 +9,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lockgate.cli.console import invalid
+from lockgate.domain.policy import Policy
 from lockgate.domain.sources import Source, SourceKind
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.errors import UsageError
+from lockgate.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,3 +54,15 @@ def read_spec(path: Path) -> ReleaseSpec:
             trace["path"] = str((path.parent / Path(trace["path"]).expanduser()).absolute())
         spec = spec.merged({"benchmark": benchmark})
     return spec
+
+
+def policy_or_default(path: Path | None) -> Policy:
+    """The policy in `path`, else the GitOps repository's, else, where there is no repository, the strict default."""
+    if path is not None:
+        return read_yaml(path, Policy)
+    settings = Settings()
+    if settings.remote is None and not settings.layout.remote.exists():
+        return Policy()
+    from tasks.workspace import Workspace
+
+    return Workspace(settings).policy

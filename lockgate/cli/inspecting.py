@@ -1,19 +1,18 @@
-"""`judge`, `scan`, `package`, `verify`, `report`: commands on traces, directories, images and history; no flow runs."""
+"""`judge`, `scan`, `report`: commands on traces, directories and history; no flow runs."""
 
 from __future__ import annotations
 
+import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lockgate.cli import console
-from lockgate.cli.documents import read_yaml
-from lockgate.domain.digests import Digest
+from lockgate.cli.documents import policy_or_default, read_yaml
 from lockgate.domain.gates import Decision
-from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import Policy
 from lockgate.errors import EXIT_FAILURE, EXIT_REFUSED, UsageError
 from lockgate.settings import Settings
 
@@ -25,7 +24,7 @@ PolicyFile = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    for command in (judge, scan, package, verify, report):
+    for command in (judge, scan, report):
         app.command()(command)
 
 
@@ -64,18 +63,35 @@ def judge(
         raise typer.Exit(EXIT_FAILURE)
 
 
-def scan(directory: Directory, policy: PolicyFile = None, as_json: Json = False) -> None:
+def scan(
+    directory: Directory,
+    policy: PolicyFile = None,
+    sarif: Annotated[
+        Path | None, typer.Option(help="Write the findings as SARIF 2.1.0 to this file.")
+    ] = None,
+    cyclonedx: Annotated[
+        Path | None, typer.Option(help="Write files and findings as CycloneDX 1.6 to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Scan a model directory. Exits 0 clean, 3 with findings, 1 if a scanner could not do its work."""
     from lockgate.adapters import scanners, sources
     from lockgate.domain.evidence import ScannerStatus
     from lockgate.domain.gates.scan import scan_gate
+    from lockgate.domain.scanning.cyclonedx import to_cyclonedx
+    from lockgate.domain.scanning.sarif import to_sarif
 
-    rules = _policy(policy)
+    rules = policy_or_default(policy)
+    # Links and odd names are findings here, not errors.
+    snapshot = sources.read_snapshot(directory, strict=False)
     evidence = scanners.scan_weights(
-        directory, sources.read_snapshot(directory), rules.weights,
-        log_directory=Settings().layout.logs,
-    )  # fmt: skip
-    result = scan_gate([evidence], rules, required_kinds=("weights",))
+        directory, snapshot, rules.weights, log_directory=Settings().layout.logs
+    )
+    now = datetime.now(UTC)
+    result = scan_gate([evidence], rules, now=now, required_kinds=("weights",))
+    for path, make in ((sarif, to_sarif), (cyclonedx, to_cyclonedx)):
+        if path is not None:
+            _write_json(path, make(evidence, snapshot, rules, now))
     if as_json:
         console.print_json({"result": result.to_data(), "evidence": evidence.to_data()})
     else:
@@ -85,73 +101,20 @@ def scan(directory: Directory, policy: PolicyFile = None, as_json: Json = False)
                 markup=False,
             )
         console.out.print(f"{result.decision}: {'; '.join(result.reasons)}", markup=False)
-    if any(run.status is not ScannerStatus.COMPLETED for run in evidence.runs):
-        raise typer.Exit(EXIT_FAILURE)
+    optional = set(rules.weights.optional_scanners) - set(rules.weights.scanners)
+    for run in evidence.runs:
+        absent = run.status is ScannerStatus.NOT_INSTALLED and run.name in optional
+        if run.status is not ScannerStatus.COMPLETED and not absent:
+            raise typer.Exit(EXIT_FAILURE)
     if result.decision is not Decision.PASS:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def package(
-    directory: Directory,
-    to: Annotated[
-        str | None,
-        typer.Option(help="oci:DIRECTORY or HOST[:PORT]; the settings' store if not given."),
-    ] = None,
-    repository: Annotated[str | None, typer.Option(help="Repository of the image.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Package a model directory as a plain, deterministic OCI image and print its reference."""
-    from lockgate.adapters import sources
-    from lockgate.adapters.oci import open_store
-    from lockgate.adapters.oci.package import push_model
-
-    settings = Settings()
-    snapshot = sources.read_snapshot(directory)
-    name = directory.absolute().name.lower()
-    with console.Bars() as bars:
-        image = push_model(
-            open_store(to or settings.store_location, plain_http=settings.plain_http),
-            repository or settings.model_repository(name), directory, snapshot, labels={},
-            progress=lambda done, total: bars.progressed("package", done, total),
-        )  # fmt: skip
-    if as_json:
-        console.print_json({"image": str(image), "snapshot": snapshot.digest})
-    else:
-        console.out.print(str(image), markup=False, highlight=False)
-
-
-def verify(
-    image: Annotated[str, typer.Argument(help="REPOSITORY@sha256:…", show_default=False)],
-    policy: PolicyFile = None,
-    candidate: Annotated[
-        str | None, typer.Option(help="Candidate digest that the gate attestation must be about.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Verify an image's signatures and attestations against the policy. Exits 3 and names each rule that failed."""
-    from lockgate.adapters import signing
-    from lockgate.adapters.oci import open_store
-
-    settings = Settings()
-    rules = _policy(policy)
+def _write_json(path: Path, document: dict[str, Any]) -> None:
     try:
-        reference = ImageRef.parse(image)
-        subject = Digest(candidate) if candidate is not None else None
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    store = open_store(settings.store_location, plain_http=settings.plain_http)
-    result = signing.verify(
-        store, reference, rules.signing, candidate=subject,
-        require_gates=rules.gates if subject is not None else (),
-    )  # fmt: skip
-    if as_json:
-        console.print_json({"image": image, "ok": result.ok, "failures": list(result.failures)})
-    else:
-        for failure in result.failures:
-            console.out.print(f"FAILED {failure}", markup=False)
-        console.out.print("verified" if result.ok else "NOT verified")
-    if not result.ok:
-        raise typer.Exit(EXIT_REFUSED)
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def report(
@@ -164,15 +127,3 @@ def report(
 
     path = write_model_report(Settings(), model, env, out)
     console.out.print(str(path), markup=False, highlight=False)
-
-
-def _policy(path: Path | None) -> Policy:
-    """The policy in `path`, else the GitOps repository's, else, where there is no repository, the strict default."""
-    if path is not None:
-        return read_yaml(path, Policy)
-    settings = Settings()
-    if settings.remote is None and not settings.layout.remote.exists():
-        return Policy()
-    from tasks.workspace import Workspace
-
-    return Workspace(settings).policy

@@ -19,6 +19,7 @@ from lockgate.errors import ClusterError
 from lockgate.settings import Settings
 
 START_SECONDS = 180.0
+PORTS_TRIED = 3
 
 # The server of a workspace only records runs and holds leases; these would poll SQLite for nothing.
 _IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "TRIGGERS", "PAUSE_EXPIRATIONS")
@@ -78,6 +79,18 @@ def _healthy(url: str) -> bool:
 
 
 def _start(daemon: Daemon) -> str:
+    for _ in range(PORTS_TRIED):
+        url = _start_once(daemon)
+        if url is not None:
+            return url
+    raise ClusterError(
+        f"the Prefect server ended while starting: {PORTS_TRIED} ports that were free were taken by others",
+        log=daemon.log, hint="try again",
+    )  # fmt: skip
+
+
+def _start_once(daemon: Daemon) -> str | None:
+    """The server's address; None where somebody took its port in the seconds before it listened."""
     daemon.stop()  # one that runs but does not answer would hold the database
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,6 +107,8 @@ def _start(daemon: Daemon) -> str:
         if _healthy(url):
             return url
         if not process.alive():
+            if _taken(daemon.log, port):
+                return None
             raise ClusterError(
                 "the Prefect server ended while starting", log=daemon.log,
                 hint="read the log; a second try starts it afresh",
@@ -104,3 +119,11 @@ def _start(daemon: Daemon) -> str:
         f"the Prefect server was not healthy after {START_SECONDS:.0f} s", log=daemon.log,
         hint="is the machine overloaded? try again",
     )  # fmt: skip
+
+
+def _taken(log: Path, port: int) -> bool:
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return False
+    return f"('127.0.0.1', {port}): address already in use" in text

@@ -11,7 +11,7 @@ import typer
 from lockgate.cli import console
 from lockgate.cli.documents import read_spec
 from lockgate.cli.prefect_server import ensure_server
-from lockgate.errors import EXIT_REFUSED
+from lockgate.errors import EXIT_REFUSED, UsageError
 from lockgate.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -56,11 +56,25 @@ def release(spec: Spec, as_json: Json = False) -> None:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def plan(spec: Spec, as_json: Json = False) -> None:
+def plan(
+    spec: Annotated[
+        Path | None, typer.Argument(help="Release spec (YAML).", show_default=False)
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="The models that today's bases would make others of.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what a release would do and which finished steps it would find, without doing any of it.
 
-    Exits as the release would where it is certain to end early: 1, 2 or 3, as the exit codes say.
+    Exits as the release would where it is certain to end early: 1, 2 or 3, as the exit codes say. With --all instead: which
+    models' manifests an edit of the GitOps repository's bases would change, each of which becomes a new candidate.
     """
+    if every == (spec is not None):
+        raise UsageError("plan one release, or --all models", hint="give a release spec or --all")
+    if spec is None:
+        _plan_bases(as_json)
+        return
     request_spec = read_spec(spec)
     from tasks.planning import plan_release
 
@@ -71,6 +85,29 @@ def plan(spec: Spec, as_json: Json = False) -> None:
         console.out.print(planned.as_text(), markup=False, highlight=False)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
+
+
+def _plan_bases(as_json: bool) -> None:
+    from tasks.bases import plan_bases
+
+    found = plan_bases()
+    if as_json:
+        console.print_json([item.to_data() for item in found])
+        return
+    for item in found:
+        name = f"{item.model}/{item.environment} {item.candidate.short}"
+        if item.problem is not None:
+            said = f"cannot be rendered: {item.problem}"
+        elif item.files:
+            said = "a new candidate: " + ", ".join(Path(file).name for file in item.files)
+        else:
+            said = "as the bases are"
+        console.out.print(f"{name}: {said}", markup=False, highlight=False)
+    changed = sum(item.changed for item in found)
+    console.out.print(
+        f"{changed} of {len(found)} models would be changed by the bases: release each of them",
+        markup=False,
+    )
 
 
 def rollback(

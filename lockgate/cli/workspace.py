@@ -21,22 +21,50 @@ class Agent(StrEnum):
     FLUX = "flux"
 
 
+class Cloud(StrEnum):
+    EKS = "eks"
+    GKE = "gke"
+    AKS = "aks"
+    ONPREM = "onprem"
+
+
+class Admission(StrEnum):
+    NONE = "none"
+    KYVERNO = "kyverno"
+    POLICY_CONTROLLER = "policy-controller"
+
+
 def register(app: typer.Typer) -> None:
     for command in (init, up, down, status):
         app.command()(command)
 
 
 def init(
-    env: Annotated[str, typer.Option(help="Name of the first environment.")] = "local",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of an environment; once for each. Default: local.", show_default=False
+        ),
+    ] = None,
     agent: Annotated[
         Agent, typer.Option(help="What applies the manifests: embedded, argocd or flux.")
     ] = Agent.EMBEDDED,
+    cloud: Annotated[
+        Cloud | None, typer.Option(help="Where the cluster runs: eks, gke, aks or onprem.")
+    ] = None,
+    admission: Annotated[
+        Admission, typer.Option(help="What verifies signatures when a pod is admitted.")
+    ] = Admission.KYVERNO,
 ) -> None:
     """Make the workspace: a release key, an image store, and a GitOps repository laid down from the template."""
+    from lockgate.adapters.git import Layout
     from tasks.workspace import initialise
 
-    made = initialise(Settings(), environment=env, agent=agent.value)
-    for line in made:
+    layout = Layout(
+        environments=tuple(env or ["local"]), agent=agent.value,
+        cloud=cloud.value if cloud is not None else None, admission=admission.value,
+    )  # fmt: skip
+    for line in initialise(Settings(), layout=layout):
         console.out.print(line, markup=False)
 
 
@@ -64,7 +92,8 @@ def down() -> None:
 
     settings = Settings()
     stop_reconciler(settings)
-    Workspace(settings).cluster().down()
+    if settings.cluster == "local":
+        Workspace(settings).embedded_cluster().down()
     stop_server(settings)
     console.out.print("down")
 

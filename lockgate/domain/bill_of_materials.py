@@ -12,7 +12,7 @@ from typing import Any
 
 from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.images import ImageRef
-from lockgate.domain.sources import ModelRevision, Snapshot
+from lockgate.domain.sources import ModelRevision, Snapshot, SourceKind
 from lockgate.domain.spec import Recipe
 
 _NAMESPACE = uuid.UUID("8f0c2f0e-5a3c-5d0e-9b57-6f1f3f2b7c11")
@@ -36,11 +36,12 @@ def ml_bom(
     architecture: str | None = None,
     evaluation: EvaluationEvidence | None = None,
     source_weights: str | None = None,
+    source_kind: SourceKind | None = None,
     timestamp: str,
     version: str,
 ) -> dict[str, Any]:
     """CycloneDX 1.6 ML-BOM of a model image. `timestamp` is RFC 3339, `version` Lockgate's; `source_weights` says in which form
-    the source's weights were."""
+    the source's weights were. A model that was quantized names the one it was made of as its ancestor."""
     parameters: dict[str, Any] = {"task": "text-generation"}
     if architecture:
         parameters["modelArchitecture"] = architecture
@@ -69,6 +70,14 @@ def ml_bom(
             ),
         ],
     }
+    origin = {}
+    if source_kind is SourceKind.HUB:
+        origin["purl"] = f"pkg:huggingface/{revision.repo}@{revision.commit}"
+    if recipe is Recipe.NONE:
+        model |= origin
+    else:
+        ancestor = {"type": model["type"], "name": revision.repo, "version": revision.commit}
+        model["pedigree"] = {"ancestors": [ancestor | origin]}
     if licenses:
         model["licenses"] = [{"license": _license(tag)} for tag in licenses]
     return {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from lockgate.domain.base import Frozen
+from lockgate.domain.release_state import ReleaseState, Slot
 
 MODEL_LABEL = "lockgate.dev/model"
 SLOT_LABEL = "lockgate.dev/slot"
 CANDIDATE_ANNOTATION = "lockgate.dev/candidate"
+FAILOVER_ANNOTATION = "lockgate.dev/failover-slots"
+"""On the route: slots that may take all traffic when the other one has no ready replica."""
 GENERATION_ANNOTATION = "lockgate.dev/generation"
 """On the route: generation of the release state that it carries out, to be found again on the live object."""
 
@@ -40,6 +43,8 @@ class SlotStatus(Frozen):
     """Ready pods of any template."""
     updated: int
     """Ready pods of the manifest's own template."""
+    observed: bool = True
+    """Whether who carries it out has looked at the newest manifest: until then the counts are of an older one."""
     restarts: int
     """Crashes and kills of this slot's servers since the slot got its present candidate."""
     pods: tuple[PodStatus, ...] = ()
@@ -62,6 +67,8 @@ class RouteStatus(Frozen):
     version: str
     loaded: bool
     """Whether the gateway's data plane has answered with exactly this version."""
+    trouble: str | None = None
+    """Why it has not, where the gateway says so."""
 
 
 class ModelStatus(Frozen):
@@ -79,24 +86,28 @@ class ModelStatus(Frozen):
 
 
 class GatewayStatus(Frozen):
-    pid: int | None
-    restarts: int
-    admin_url: str
-    access_log: str
+    """Empty where the gateway is not Lockgate's own."""
+
+    pid: int | None = None
+    restarts: int = 0
+    admin_url: str = ""
+    access_log: str = ""
     error: str | None = None
 
 
 class ClusterStatus(Frozen):
     cluster: str
-    pid: int
-    started: float
+    pid: int | None = None
+    """Of the embedded cluster's agent."""
+    started: float | None = None
     environment: str
     remote: str
     branch: str
     head: str | None
     """The last commit that was fetched."""
     synced: str | None
-    """The last commit that is applied for every model: what was fetched, unless a model refuses it or is on its way."""
+    """The last commit that is applied for every model: what was fetched, unless a model refuses it or is on its way. Of a
+    GitOps agent its own word, good for a message and for no decision."""
     fetched: float | None
     """Unix time of the last successful look at the remote."""
     sync_error: str | None
@@ -106,3 +117,42 @@ class ClusterStatus(Frozen):
     def slot(self, model: str, slot: str) -> SlotStatus | None:
         found = self.models.get(model)
         return found.slots.get(slot) if found is not None else None
+
+
+def lagging(seen: ModelStatus | None, state: ReleaseState) -> tuple[str, ...]:
+    """What of `state` is not in force yet; empty where all of it is, or of a later generation.
+
+    Decided from what live objects say of themselves: the route carries the state's generation and its gateway has taken up
+    exactly that version, and each occupied slot's workload names its candidate and was looked at by its controller. Whether
+    the replicas are ready is another question: a canary that never gets ready is in force all the same.
+    """
+    if seen is None:
+        return (f"the cluster knows nothing of {state.model}",)
+    found = []
+    if seen.error is not None:
+        found.append(seen.error)
+    if seen.route is None:
+        found.append(f"there is no route for {state.model}")
+    elif not seen.route.loaded:
+        found.append(seen.route.trouble or "the gateway has not taken up the route")
+    elif seen.generation is None or seen.generation < state.generation:
+        found.append(f"the route is of generation {seen.generation}, not {state.generation}")
+    elif seen.generation > state.generation:
+        return tuple(found)
+    for slot in Slot:
+        found += _slot_lagging(seen.slots.get(slot.value), slot, state)
+    return tuple(found)
+
+
+def _slot_lagging(seen: SlotStatus | None, slot: Slot, state: ReleaseState) -> list[str]:
+    occupant = state.occupant(slot)
+    if occupant is None:
+        stands = seen is not None and seen.candidate is not None
+        return [f"slot {slot} is to be empty and is not"] if stands else []
+    if seen is None or seen.candidate is None:
+        return [f"slot {slot} is empty"]
+    if seen.candidate != occupant.candidate.digest:
+        return [f"slot {slot} runs {seen.candidate[:19]}, not {occupant.candidate.digest[:19]}"]
+    if not seen.observed:
+        return [f"slot {slot}: its controller has not looked at the newest manifest"]
+    return []

@@ -67,3 +67,11 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def read_json(body: bytes | str) -> Any:
+    """JSON that anybody may have written. Raises `ValueError`, also for what nests too deeply to be read."""
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("JSON that nests too deeply") from error

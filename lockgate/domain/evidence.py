@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
@@ -44,6 +44,8 @@ class Finding(Frozen):
     path: str
     """File in the snapshot, or package in an image."""
     message: str
+    digest: Digest | None = None
+    """Of the file's bytes, where the finding is about one file of a snapshot. Waivers name it."""
 
 
 class ScanEvidence(Frozen):
@@ -51,10 +53,12 @@ class ScanEvidence(Frozen):
 
     subject: Digest
     subject_kind: str
-    """`weights`, `image` or `manifests`."""
+    """`weights`, `image`, `manifests`, or `source`: what the source itself says about these files."""
     runs: tuple[ScannerRun, ...]
     findings: tuple[Finding, ...]
     seconds: float
+    scanned_at: AwareDatetime | None = None
+    """When the scan ended. Evidence without it is of unknown age and does not pass."""
 
 
 class ItemScore(Frozen):

@@ -18,6 +18,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout import Transition
+from lockgate.domain.tracks import Track
 from lockgate.errors import GitError, UsageError
 
 MODELS = PurePosixPath("models")
@@ -54,12 +55,39 @@ def verdict_path(model: str, environment: str, report: Digest) -> PurePosixPath:
     return environment_directory(model, environment) / "verdicts" / f"{report.hex}.json"
 
 
+def approvals_directory(model: str, environment: str, request: Digest) -> PurePosixPath:
+    """Where the signed decisions on one request are, one file a signer."""
+    return environment_directory(model, environment) / "approvals" / request.hex
+
+
+def decision_path(model: str, environment: str, request: Digest, signer: str) -> PurePosixPath:
+    """Where one signer's decision is. Raises `UsageError` for a name that is no file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}", signer):
+        raise UsageError(f"{signer!r} is no name of an approver")
+    return approvals_directory(model, environment, request) / f"{signer}.json"
+
+
 def model_of_state_path(path: str) -> tuple[str, str] | None:
     """`(model, environment)` of a state's path, None for any other path."""
     parts = PurePosixPath(path).parts
     if len(parts) != 4 or parts[0] != MODELS.name or parts[3] != "release.yaml":
         return None
     return (parts[1], parts[2]) if all(map(_LABEL.fullmatch, parts[1:3])) else None
+
+
+def track_path(model: str) -> PurePosixPath:
+    """Where a tracked model's `Track` is. Raises `UsageError` for a name that is no DNS label."""
+    if not _LABEL.fullmatch(model):
+        raise UsageError(f"{model!r} must be a DNS label of at most 40 characters (a-z, 0-9, -)")
+    return MODELS / model / "track.yaml"
+
+
+def model_of_track_path(path: str) -> str | None:
+    """The model of a track's path, None for any other path."""
+    parts = PurePosixPath(path).parts
+    if len(parts) != 3 or parts[0] != MODELS.name or parts[2] != "track.yaml":
+        return None
+    return parts[1] if _LABEL.fullmatch(parts[1]) else None
 
 
 def dump_yaml(data: Any) -> str:
@@ -97,6 +125,17 @@ def load_state(text: str, what: str = "release.yaml") -> ReleaseState:
             f"{what} is not a consistent release state: {_first(error)}",
             hint="it is written by Lockgate only: revert the commit that changed it by hand",
         ) from error
+
+
+def load_track(text: str, what: str = "track.yaml") -> Track:
+    """Raises `GitError` for anything that is not a track, or that lies at another model's place."""
+    try:
+        track = Track.model_validate(load_yaml(text, what))
+    except ValidationError as error:
+        raise GitError(f"{what} is not a track: {_first(error)}") from error
+    if model_of_track_path(what) not in (None, track.model):
+        raise GitError(f"{what} is the track of {track.model}")
+    return track
 
 
 def load_policy(text: str, what: str = "policy.yaml") -> Policy:

@@ -9,7 +9,6 @@ Sources: OCI image specification 1.1; POSIX.1-2017 `pax` (ustar and extended hea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,7 +16,13 @@ from typing import Any
 
 from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.sources import Snapshot, SnapshotFile
-from lockgate.domain.stores import IMAGE_CONFIG, IMAGE_LAYER, IMAGE_MANIFEST, Descriptor
+from lockgate.domain.stores import (
+    IMAGE_CONFIG,
+    IMAGE_LAYER,
+    IMAGE_MANIFEST,
+    Descriptor,
+    parse_json,
+)
 
 MODELS = "models"
 """Directory inside the image that holds the snapshot."""
@@ -92,7 +97,7 @@ def snapshot_document(snapshot: Snapshot) -> bytes:
 
 def parse_snapshot_document(body: bytes) -> Snapshot:
     """Raises `ValueError` if it is not what `snapshot_document` writes."""
-    rows = json.loads(body)
+    rows = parse_json(body)
     if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 3 for r in rows):
         raise ValueError("not a list of [path, size, digest]")
     files = [SnapshotFile(path=path, size=size, digest=digest) for path, size, digest in rows]
@@ -223,6 +228,9 @@ def labels_of(config: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in labels.items()}
 
 
+TAG_PREFIX = "snapshot-"
+
+
 def snapshot_tag(digest: Digest) -> str:
     """Tag under which the image of a snapshot is found again."""
-    return f"snapshot-{digest.hex}"
+    return f"{TAG_PREFIX}{digest.hex}"

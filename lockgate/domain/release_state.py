@@ -14,15 +14,20 @@ from pydantic import Field, model_validator
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.spec import CanarySpec
+from lockgate.domain.spec import CanarySpec, Strategy
 
 
 class Slot(StrEnum):
     A = "a"
     B = "b"
+    BASELINE = "baseline"
+    """Not a place for releases: a second, fresh copy of the stable candidate, there for a canary that asks for it."""
 
     @property
     def other(self) -> Slot:
+        """The other one of `a` and `b`."""
+        if self is Slot.BASELINE:
+            raise ValueError("the fresh baseline has no counterpart")
         return Slot.B if self is Slot.A else Slot.A
 
 
@@ -56,6 +61,8 @@ class Occupant(Frozen):
     """Release id, e.g. `smollm2-20261123-1f2e3d4c`; the same for every transition of one release."""
     evidence: Digest
     """Digest of the signed gate attestation's predicate."""
+    requested_by: str | None = None
+    """Who started the release: never one of those who approve it."""
 
 
 class Denied(Frozen):
@@ -93,6 +100,16 @@ class LastRelease(Frozen):
     at: str
 
 
+class Leaving(Frozen):
+    """Why a candidate leaves that holds more replicas than stable can do without: it gives them back one by one, and the
+    release ends, with these words, when it has one left."""
+
+    reason: str
+    deny: bool = False
+    verdict: VerdictRef | None = None
+    requested_by: str | None = None
+
+
 class ReleaseState(Frozen):
     """Everything a flow needs to go on from Git alone."""
 
@@ -119,11 +136,20 @@ class ReleaseState(Frozen):
     """The generation of that transition: names the judge's trace of the step, also after a hold."""
     resumed: str | None = None
     """RFC 3339 time at which a hold of this step was lifted: its time budget starts anew, its trace does not."""
+    asked_at: str | None = None
+    """RFC 3339 time at which the next raise began to wait for an approval; None where nothing waits."""
     held_reason: str | None = None
     held_from: Phase | None = None
     """The phase a held release goes back to when the hold is lifted."""
     control_ended: str | None = None
     """RFC 3339 time at which the control's last traffic was taken away, during the bake; None while it has any, or never had."""
+    lent: int = Field(default=0, ge=0)
+    """Strategy `borrow`: how many of stable's replicas the other slot has. `recreate`: 1 while the other slot has the place
+    that stable had, else 0."""
+    fresh_baseline: bool = False
+    """Whether slot `baseline` stands: from the candidate's deployment until its last requests after the canary are out."""
+    leaving: Leaving | None = None
+    """Strategy `borrow`: set while a candidate gives its replicas back."""
     denylist: tuple[Denied, ...] = ()
     verdicts: tuple[VerdictRef, ...] = ()
     """Of the release under way, or of the last one."""
@@ -141,6 +167,9 @@ class ReleaseState(Frozen):
                 "a hold needs its reason and the phase it interrupts, nothing else does"
             )
         self._check_phase(self.held_from or self.phase)
+        self._check_lent()
+        if self.fresh_baseline and (self.stable is None or self.phase in TERMINAL_PHASES):
+            raise ValueError("a fresh baseline without a release under way")
         for slot, weight in self.weights().items():
             occupant = self.occupant(slot)
             if weight and occupant is not None and self.is_denied(occupant.candidate.digest):
@@ -165,20 +194,72 @@ class ReleaseState(Frozen):
             raise ValueError("a canary without a step")
         if self.step is None:
             # The bake's control; a state from before there were controls has weight 0.
-            control = self.canary.control_percent if self.canary is not None else 0
-            if self.weight and (phase is not Phase.BAKING or self.weight != control):
+            control = self.canary.control if self.canary is not None else 0
+            fits = self.weight == control or self.leaving is not None
+            if self.weight and (phase is not Phase.BAKING or not fits):
                 raise ValueError(f"weight {self.weight} in phase {phase} without a step")
             return
         if phase not in (Phase.CANARY, Phase.AWAITING_APPROVAL) or self.canary is None:
             raise ValueError(f"a step in phase {phase}")
-        if (
-            self.step >= len(self.canary.steps)
-            or self.weight != self.canary.steps[self.step].weight
-        ):
+        if self.step >= len(self.canary.steps):
+            raise ValueError(f"there is no step {self.step}")
+        if self.weight != self.canary.steps[self.step].weight and not self.handing_over:
             raise ValueError(f"weight {self.weight} is not that of step {self.step}")
 
+    def _check_lent(self) -> None:
+        """How many replicas may stand in the slot that is not stable."""
+        stable = self.occupant(self.stable) if self.stable is not None else None
+        other = self.occupant(self.free_slot) if stable is not None else None
+        low, high = 0, 0
+        if stable is not None and other is not None and self.canary is not None:
+            if self.canary.strategy is Strategy.RECREATE:
+                high = 1
+            elif self.canary.strategy is Strategy.BORROW:
+                low, high = 1, stable.candidate.serving.replicas - 1
+        if not low <= self.lent <= high:
+            raise ValueError(f"{self.lent} replicas lent, not {low} to {high}")
+        if self.leaving is not None and not high > 1:
+            raise ValueError("nothing is to be given back")
+
     def occupant(self, slot: Slot) -> Occupant | None:
+        """What stands there. In `baseline` it is never a release of its own, but what is (or before promotion was) stable."""
+        if slot is Slot.BASELINE:
+            if not self.fresh_baseline or self.stable is None:
+                return None
+            return self.occupant(self.stable.other if self.baking else self.stable)
         return self.a if slot is Slot.A else self.b
+
+    @property
+    def baking(self) -> bool:
+        return Phase.BAKING in (self.phase, self.held_from)
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether a candidate that borrowed a replica gets the others one by one, or gives them back."""
+        return self.leaving is not None or (
+            self.canary is not None
+            and self.canary.strategy is Strategy.BORROW
+            and self.step is not None
+            and self.lent > 1
+        )
+
+    def replicas(self, slot: Slot) -> int:
+        """How many replicas the slot has in this state: what manifests say, what its full size is, what loads are compared by."""
+        if slot is Slot.BASELINE:
+            if not self.fresh_baseline or self.stable is None:
+                return 0
+            # The canary's size; after promotion the canary is stable.
+            return self.replicas(self.stable if self.baking else self.free_slot)
+        occupant = self.occupant(slot)
+        if occupant is None:
+            return 0
+        whole = occupant.candidate.serving.replicas
+        strategy = self.canary.strategy if self.canary is not None else Strategy.SURGE
+        if self.stable is None or strategy is Strategy.SURGE or self.phase in TERMINAL_PHASES:
+            return whole
+        if strategy is Strategy.RECREATE:
+            return whole if (slot is self.stable) != bool(self.lent) else 0
+        return whole - self.lent if slot is self.stable else self.lent
 
     @property
     def free_slot(self) -> Slot:
@@ -211,6 +292,10 @@ class ReleaseState(Frozen):
         weights = {self.stable: 100 - self.weight}
         if self.occupant(self.stable.other) is not None:
             weights[self.stable.other] = self.weight
+        if self.fresh_baseline:
+            # As much as the canary, and only while that is one.
+            weights[Slot.BASELINE] = self.weight if self.step is not None else 0
+            weights[self.stable] -= weights[Slot.BASELINE]
         return weights
 
     def mirrored(self) -> tuple[Slot, int] | None:

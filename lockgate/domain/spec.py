@@ -10,13 +10,21 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.cost import Demand, Price
 from lockgate.domain.images import ImageRef
 from lockgate.domain.load import BenchmarkProfile as BenchmarkProfile
 from lockgate.domain.load import ServiceLevel
+from lockgate.domain.serving_spec import Hardware as Hardware
+from lockgate.domain.serving_spec import Parallel as Parallel
+from lockgate.domain.serving_spec import Resources as Resources
+from lockgate.domain.serving_spec import ServingSpec as ServingSpec
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -52,50 +60,6 @@ class CalibrationSpec(Frozen):
     """Of the draw."""
 
 
-class Hardware(Frozen):
-    """What a replica runs on, as far as it decides which recipes can be served."""
-
-    device: Literal["cpu", "cuda", "rocm", "xpu"]
-    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
-    """NVIDIA's compute capability, e.g. `9.0`."""
-
-
-class Resources(Frozen):
-    """What one replica asks of its node."""
-
-    cpu: Annotated[int, Field(ge=1)] = 1
-    """Whole cores: the embedded cluster and Kubernetes' static CPU policy give them exclusively."""
-    memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "4Gi"
-    gpu: Annotated[int, Field(ge=0)] = 0
-    """Whole GPUs (`nvidia.com/gpu`)."""
-
-
-class ServingSpec(Frozen):
-    """How the model is served: part of the candidate, so a change here is a release of its own."""
-
-    engine: str = "vllm"
-    """Name of a module in `serving/engines/`."""
-    served_model_name: str
-    """Name that clients ask for. The same in both slots."""
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Longest context in tokens; none leaves it to the engine."""
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Sequences in one batch at most; none leaves it to the engine."""
-    dtype: str | None = None
-    """Data type of weights and activations; none leaves it to the engine."""
-    args: tuple[str, ...] = ()
-    """Further engine arguments, verbatim. Arguments that Lockgate owns (host, port, model, name) are refused."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """Environment of the engine. Never secrets: this is committed to Git."""
-    replicas: Annotated[int, Field(ge=1)] = 1
-    """Replicas in each slot."""
-    resources: Resources = Resources()
-    drain_seconds: Annotated[int, Field(ge=1)] = 45
-    """How long streams in flight may go on after the server was told to stop."""
-    pre_stop_seconds: Annotated[int, Field(ge=0)] = 15
-    """How long a stopping server still takes requests, until every gateway has forgotten it."""
-
-
 class EvaluationTask(Frozen):
     """One lm-eval task and how much worse than stable it may be."""
 
@@ -112,7 +76,8 @@ class EvaluationSpec(Frozen):
     tasks: tuple[EvaluationTask, ...] = Field(min_length=1)
     """Each must be passed."""
     suite: str = "builtin"
-    """`builtin` for the suite that ships with Lockgate, or a directory of lm-eval YAML tasks."""
+    """`builtin` for the suite that ships with Lockgate, `lm-eval` for the harness's own tasks, or a directory of lm-eval YAML
+    tasks."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Items a task at most; none is all."""
     alpha: Probability = 0.05
@@ -202,6 +167,8 @@ class JudgeMargins(Frozen):
 
     latency: Annotated[float, Field(gt=0)] = 0.10
     """Time to first token, inter-token, queue, end to end per output token."""
+    tail: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    """Requests whose first token takes a few times as long as usual."""
     errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
     output_length: Annotated[float, Field(gt=0)] = 0.15
     finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -246,14 +213,31 @@ class ServiceLevels(Frozen):
         return self.ttft is None and self.e2e is None and self.error_ratio is None
 
 
+class Strategy(StrEnum):
+    """Where the candidate's replicas come from."""
+
+    SURGE = "surge"
+    """Room for both versions: the candidate stands beside stable in full size."""
+    BORROW = "borrow"
+    """No room for one more replica: stable lends one of its own while the candidate is judged, and the others are handed over
+    one by one before promotion. The sum stays what stable had."""
+    RECREATE = "recreate"
+    """Room for one version only: the candidate takes stable's place on offline evidence. Users get no answer from the moment
+    that stable stops until the candidate is ready, and a rollback takes as long again."""
+
+
+_STEPS = (CanaryStep(weight=5, judge_latency=False), CanaryStep(weight=50))
+
+
 class CanarySpec(Frozen):
-    steps: tuple[CanaryStep, ...] = Field(
-        default=(
-            CanaryStep(weight=5, judge_latency=False),
-            CanaryStep(weight=50),
-        ),
-        min_length=1,
-    )
+    strategy: Strategy = Strategy.SURGE
+    """`surge`: room for both versions at once. `borrow`: stable lends one of its replicas to the candidate, so that the sum
+    stays the same. `recreate`: the candidate replaces stable on offline evidence, without a canary; it takes no steps."""
+    steps: tuple[CanaryStep, ...] = _STEPS
+    """The raises in weight, in order: at least one, but none for `recreate`."""
+    baseline: Literal["stable", "fresh"] = "stable"
+    """What the canary is compared with in its steps. `fresh`: servers of the stable candidate that start together with the
+    canary, in its size and with its weight, so that stable's warm cache decides nothing. Needs room for a third set."""
     alpha: Probability = 0.01
     """Chance, over the whole canary, of rolling back a candidate that is no worse than the margins."""
     margins: JudgeMargins = JudgeMargins()
@@ -275,8 +259,36 @@ class CanarySpec(Frozen):
     max_verdict_age_seconds: Seconds = 1200
     """After promotion an older `fail` rolls nothing back: the release is held, and a person decides."""
 
+    @property
+    def control(self) -> int:
+        """Percent of the requests that the old version gets during the bake: none where it does not stand any more."""
+        return 0 if self.strategy is Strategy.RECREATE else self.control_percent
+
+    def _check_fresh_baseline(self) -> None:
+        if self.strategy is not Strategy.SURGE:
+            raise ValueError("`baseline: fresh` needs room: `strategy: surge`")
+        if any(step.traffic == "mirror" for step in self.steps):
+            raise ValueError("a mirror step is compared with stable: not with `baseline: fresh`")
+        if any(step.weight > 50 for step in self.steps):
+            raise ValueError("a fresh baseline takes as much as the canary: at most 50% each")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_a_recreation(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("strategy") == Strategy.RECREATE:
+            return {"steps": (), **data}
+        return data
+
     @model_validator(mode="after")
     def _rising(self) -> CanarySpec:
+        if self.strategy is Strategy.RECREATE:
+            if self.steps:
+                raise ValueError("`strategy: recreate` has no canary: it takes no steps")
+            if self.baseline == "fresh":
+                raise ValueError("`strategy: recreate` has no canary to compare a baseline with")
+            return self
+        if self.baseline == "fresh":
+            self._check_fresh_baseline()
         weights = [s.weight for s in self.steps]
         taken = [weight for weight in weights if weight]
         if weights != sorted(weights) or taken != sorted(set(taken)):
@@ -308,6 +320,14 @@ class ReleaseSpec(Frozen):
     evaluation: EvaluationSpec
     benchmark: BenchmarkSpec
     canary: CanarySpec = CanarySpec()
+
+    @model_validator(mode="after")
+    def _room_to_scale(self) -> ReleaseSpec:
+        if self.serving.scaling is not None and self.canary.strategy is not Strategy.SURGE:
+            raise ValueError(
+                f"`strategy: {self.canary.strategy}` counts replicas: it does not go with `serving.scaling`"
+            )
+        return self
 
     @field_validator("model", "environment")
     @classmethod

@@ -17,7 +17,7 @@ from lockgate.domain.gates import GateReport
 from lockgate.domain.images import ImageRef
 from lockgate.domain.quantization import QuantizationReport
 from lockgate.domain.release_state import Outcome, Phase
-from lockgate.domain.sources import ModelRevision
+from lockgate.domain.sources import ModelRevision, SourceKind
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.weight_format import WeightFormat
 
@@ -37,7 +37,8 @@ class ReleaseRequest(Frozen):
     """Parameter of the release flow."""
 
     spec: ReleaseSpec
-    requested_by: str = "unknown"
+    requested_by: str | None = None
+    """Who starts it, and so cannot approve it. A release that nobody is known to have started cannot be approved."""
 
 
 class CanaryRequest(Frozen):
@@ -82,6 +83,10 @@ class QuantizedModel(Frozen):
     """In which form the source's weights were."""
     report: QuantizationReport | None = None
     """None where nothing was quantized."""
+    environment: Digest | None = None
+    """Of the Python environment that it was quantized in; none in the records of older versions."""
+    container: ImageRef | None = None
+    """Image of the container that it was quantized in, where the deployment says so."""
 
 
 class PreparedModel(Frozen):
@@ -95,9 +100,16 @@ class PreparedModel(Frozen):
     scans: tuple[ScanEvidence, ...]
     licenses: tuple[str, ...] = ()
     """As the model declares them."""
+    architecture: str | None = None
+    """As the model declares it."""
     source_format: WeightFormat | None = None
     """In which form the source's weights were; none where its scan kept it from being opened."""
     quantization: QuantizationReport | None = None
+    source_kind: SourceKind | None = None
+    environment: Digest | None = None
+    """Of the Python environment that it was quantized in."""
+    container: ImageRef | None = None
+    """Image of the container that it was quantized in, where the deployment says so."""
 
 
 class Measurements(Frozen):

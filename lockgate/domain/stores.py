@@ -6,6 +6,7 @@ Adapters that need a store (signing, sources) take this protocol; `lockgate.adap
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,14 @@ EMPTY_DIGEST = Digest.of_bytes(EMPTY_BODY)
 Rewindable = Callable[[int], Iterable[bytes]]
 """Gives a blob's bytes from an offset on, as often as asked: what a resumable upload needs."""
 Content = Iterable[bytes] | Rewindable
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON that somebody else wrote. Raises `ValueError` for anything else, and for what is nested too deeply to be read."""
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @dataclass(frozen=True)
@@ -79,20 +88,20 @@ class ImageStore(Protocol):
         """Where it lies, in the words `open_store` takes."""
         ...
 
-    @property
-    def digest_first(self) -> bool:
-        """Whether hashing a blob before writing it can save the transfer (a registry), or only costs (a directory)."""
-        ...
-
     def has_blob(self, repository: str, digest: Digest) -> bool: ...
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
         """Size in bytes as the store tells it without reading the blob; None if the blob is absent."""
         ...
 
-    def read_blob(self, repository: str, digest: Digest) -> Iterator[bytes]:
+    def read_blob(
+        self, repository: str, digest: Digest, held: Iterable[bytes] = ()
+    ) -> Iterator[bytes]:
         """The blob in pieces of at most 1 MiB. Only once the iterator has ended were the bytes right: a consumer must not
-        act on what it read before."""
+        act on what it read before.
+
+        `held`: its first bytes, where the caller has them from a transfer that broke off. They are given and hashed like
+        the rest, and not transferred."""
         ...
 
     def put_blob(

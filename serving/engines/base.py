@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from lockgate.domain.engine_support import Capability
 from lockgate.domain.serving_support import EngineSupport
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import UsageError
@@ -25,7 +26,15 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Key in the registry, `ServingSpec.engine`, and name of the container."""
+        """Key in the registry, and `ServingSpec.engine`."""
+
+    @property
+    def container(self) -> str:
+        """Name of the server's container in a pod."""
+
+    @property
+    def lacks(self) -> Mapping[Capability, str]:
+        """What it cannot do in a rollout, each with the reason that `lockgate plan` gives. Empty: nothing is lacking."""
 
     @property
     def port(self) -> int:
@@ -42,6 +51,9 @@ class Engine(Protocol):
     ) -> list[str]:
         """Arguments of the server. `UsageError` if the spec sets what Lockgate owns."""
 
+    def pod_arguments(self, serving: ServingSpec) -> list[str]:
+        """The arguments in a pod, where the model is mounted. Errors as of `arguments`."""
+
     def environment(self, serving: ServingSpec) -> dict[str, str]:
         """Environment of the server. `UsageError` if the spec sets what Lockgate owns."""
 
@@ -56,8 +68,8 @@ class Engine(Protocol):
         Processes have no network namespace of their own, so here every server needs its own port.
         """
 
-    def placement(self, cores: Sequence[int]) -> dict[str, str]:
-        """Environment that binds the server to these CPU cores; empty for none."""
+    def placement(self, cores: Sequence[int], gpus: Sequence[str] = ()) -> dict[str, str]:
+        """Environment that binds the server to these CPU cores and shows it these GPUs alone; empty for none."""
 
     def version(self, python: Path) -> str:
         """The engine's version in a local environment. `ServingError` if it is not installed there."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from lockgate.errors import UsageError
 from serving.engines.base import Engine
+from serving.engines.kserve import KserveEngine, KserveServerlessEngine
 from serving.engines.vllm import VllmEngine
 
-ENGINES: dict[str, Engine] = {"vllm": VllmEngine()}
+ENGINES: dict[str, Engine] = {
+    made.name: made for made in (VllmEngine(), KserveEngine(), KserveServerlessEngine())
+}
 
 
 def engine(name: str) -> Engine:

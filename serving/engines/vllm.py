@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lockgate.domain.engine_support import Capability
 from lockgate.domain.serving_support import EngineSupport
 from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError, UsageError
@@ -35,6 +36,11 @@ OWNED = {
     "--trust-remote-code": "a model that needs its own code is not released",
     "--config": "it would hide arguments from review",
     "--headless": "a slot serves HTTP",
+    "--nnodes": "set serving.parallel.nodes",
+    "-n": "set serving.parallel.nodes",
+    "--node-rank": "it is the pod's place in its group",
+    "-r": "it is the pod's place in its group",
+    "--master-addr": "it is the group's first pod",
     "--grpc": "a slot serves HTTP",
     "--root-path": "the gateway's paths are the server's",
 }
@@ -45,9 +51,18 @@ OWNED_ENVIRONMENT = (
     "HF_TOKEN",
     "VLLM_API_KEY",
     "VLLM_CPU_OMP_THREADS_BIND",
+    "CUDA_VISIBLE_DEVICES",
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
     "PROMETHEUS_MULTIPROC_DIR",
 )
+
+#: What typed keys of the spec say, where they are given; by `args` otherwise.
+TYPED = {
+    "parallel": ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"),
+    "gpu_memory_utilization": ("--gpu-memory-utilization",),
+}
+NODE_ARGUMENTS = ("--node-rank", "$(LWS_WORKER_INDEX)", "--master-addr", "$(LWS_LEADER_ADDRESS)")
+"""Kubernetes puts in what LeaderWorkerSet sets in each pod's environment."""
 
 _R20 = (1.0, 1.12, 1.25, 1.4, 1.6, 1.8, 2.0, 2.24, 2.5, 2.8, 3.15, 3.55, 4.0, 4.5, 5.0, 5.6, 6.3, 7.1, 8.0, 9.0)  # fmt: skip
 _R5 = (1.0, 1.6, 2.5, 4.0, 6.3)
@@ -85,6 +100,8 @@ class VllmEngine:
     """vLLM's OpenAI-compatible server."""
 
     name = "vllm"
+    container = "vllm"
+    lacks: Mapping[Capability, str] = {}
     port = 8000
     health_path = "/health"
     metrics_path = "/metrics"
@@ -113,12 +130,34 @@ class VllmEngine:
             arguments += ["--max-num-seqs", str(serving.max_num_seqs)]
         if serving.dtype is not None:
             arguments += ["--dtype", serving.dtype]
+        arguments += self._split(serving)
         if not any(_flag(a) == "--custom-histogram-buckets" for a in serving.args):
             arguments += [
                 "--custom-histogram-buckets",
                 json.dumps(HISTOGRAM_BUCKETS, separators=(",", ":")),
             ]
         return [*arguments, *serving.args]
+
+    @staticmethod
+    def _split(serving: ServingSpec) -> list[str]:
+        """How the replica lies on GPUs. `UsageError` if `args` say it too: the last one would count."""
+        for key, flags in TYPED.items():
+            given = [
+                a for a in serving.args if getattr(serving, key) is not None and _flag(a) in flags
+            ]
+            if given:
+                raise UsageError(f"serving.args has {given[0]!r} beside serving.{key}: say it once")
+        arguments = []
+        if serving.parallel is not None:
+            split = serving.parallel
+            arguments += ["--tensor-parallel-size", str(split.tensor)]
+            if split.pipeline > 1:
+                arguments += ["--pipeline-parallel-size", str(split.pipeline)]
+            if split.nodes > 1:
+                arguments += ["--nnodes", str(split.nodes), *NODE_ARGUMENTS]
+        if serving.gpu_memory_utilization is not None:
+            arguments += ["--gpu-memory-utilization", str(serving.gpu_memory_utilization)]
+        return arguments
 
     def environment(self, serving: ServingSpec) -> dict[str, str]:
         refuse_forbidden_environment(serving.env, OWNED_ENVIRONMENT)
@@ -134,9 +173,17 @@ class VllmEngine:
     def command(self) -> list[str]:
         return ["vllm", "serve"]
 
+    def pod_arguments(self, serving: ServingSpec) -> list[str]:
+        return self.arguments(serving, model_path="/models", host="0.0.0.0", port=self.port)
+
     def local_command(
         self, python: Path, arguments: Sequence[str], *, host: str, port: int
     ) -> list[str]:
+        if NODE_ARGUMENTS[1] in arguments:
+            raise UsageError(
+                "a replica over several nodes needs a cluster with LeaderWorkerSet",
+                hint="set serving.parallel.nodes to 1 for a server on this machine",
+            )
         # By module: CPU wheels are published under another distribution name, which `vllm serve` does not find.
         model, *rest = arguments
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -151,10 +198,13 @@ class VllmEngine:
             command += [flag, value]
         return command
 
-    def placement(self, cores: Sequence[int]) -> dict[str, str]:
-        if not cores:
-            return {}
-        return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+    def placement(self, cores: Sequence[int], gpus: Sequence[str] = ()) -> dict[str, str]:
+        placed = {}
+        if cores:
+            placed["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        if gpus:
+            placed["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        return placed
 
     def version(self, python: Path) -> str:
         code = "import importlib.util as u, pathlib, re; " \

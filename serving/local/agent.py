@@ -33,6 +33,7 @@ from serving.local.envoy_config import Address, GatewayModel
 from serving.local.fleet import Fleet
 from serving.local.follow import Follower, ModelFiles
 from serving.local.gateway import Gateway
+from serving.local.gpu_pool import GpuPool
 from serving.local.images import Admission, StoreAdmission
 from serving.local.pods import PodContext
 from serving.local.reporting import Applied, cluster_status
@@ -76,6 +77,7 @@ class Agent:
                 config=config,
                 admission=admission or StoreAdmission(config),
                 pool=CpuPool(config.cpu_pool),
+                gpus=GpuPool(),
                 client=self._client,
                 changed=self._wake.set,
                 withdrawn=self._withdrawn,

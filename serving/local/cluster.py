@@ -23,7 +23,7 @@ from lockgate.adapters.metrics import gateway_url as gateway_metrics
 from lockgate.domain.cluster import ClusterStatus, SlotStatus
 from lockgate.domain.digests import Digest
 from lockgate.domain.policy import SigningPolicy
-from lockgate.domain.release_state import Slot
+from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.errors import ClusterError
 from serving.ephemeral import log_tail
 from serving.local.config import AgentConfig
@@ -193,6 +193,10 @@ class LocalCluster:
             query["model"] = model
         answer = self._ask("POST", "/sync", timeout_seconds + 15, query)
         return bool(answer.json().get("applied"))
+
+    def carry_out(self, commit: str, state: ReleaseState, *, timeout_seconds: float) -> bool:
+        """See `serving.cluster.Cluster`. Decided by the agent's own record: it applied the commit itself."""
+        return self.sync(commit, model=state.model, timeout_seconds=timeout_seconds)
 
     def gateway_url(self, model: str) -> str:
         """Base URL of the model's gateway, without `/v1`; the same for as long as the cluster's directory exists."""

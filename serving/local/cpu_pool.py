@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -83,40 +83,54 @@ class CpuPool:
 
         More cores than there are give all there are. `ServingError` if the pool's directory cannot be used.
         """
-        count = min(count, len(self.cores))
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self.directory.stat().st_uid != os.getuid():
-                raise PermissionError(f"{self.directory} belongs to another user")
-            taken: dict[int, int] = {}
-            for level in range(_LEVELS):
-                for core in self.cores:
-                    if core in taken or len(taken) == count:
-                        continue
-                    fd = self._lock(core, level)
-                    if fd is not None:
-                        taken[core] = fd
-                if len(taken) == count:
-                    return CpuLease(tuple(sorted(taken)), level == 0, tuple(taken.values()))
-        except OSError as error:
-            raise ServingError(
-                f"the CPU pool {self.directory} cannot be used: {error}",
-                hint="remove that directory, or set TMPDIR to one that is writable",
-            ) from error
-        raise ServingError(f"more than {_LEVELS} servers share each core")
-
-    def _lock(self, core: int, level: int) -> int | None:
-        fd = os.open(
-            self.directory / f"core-{core}.{level}",
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
+        units = {f"core-{core}": core for core in self.cores}
+        taken, exclusive = lend(self.directory, units, min(count, len(units)))
+        return CpuLease(
+            tuple(sorted(units[name] for name in taken)), exclusive, tuple(taken.values())
         )
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+
+
+def lend(directory: Path, units: Iterable[str], count: int) -> tuple[dict[str, int], bool]:
+    """Locks `count` of the named units in `directory`, the least shared first: open lock files by name, and whether no unit
+    is shared. Never waits. `ServingError` if the directory cannot be used.
+    """
+    taken: dict[str, int] = {}
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if directory.stat().st_uid != os.getuid():
+            raise PermissionError(f"{directory} belongs to another user")
+        for level in range(_LEVELS):
+            for name in units:
+                if name in taken or len(taken) == count:
+                    continue
+                fd = _lock(directory / f"{name}.{level}")
+                if fd is not None:
+                    taken[name] = fd
+            if len(taken) == count:
+                return taken, level == 0
+    except OSError as error:
+        _release(taken.values())
+        raise ServingError(
+            f"the pool {directory} cannot be used: {error}",
+            hint="remove that directory, or set TMPDIR to one that is writable",
+        ) from error
+    _release(taken.values())
+    raise ServingError(f"more than {_LEVELS} servers share each unit of {directory}")
+
+
+def _lock(path: Path) -> int | None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _release(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lockgate.domain.cluster import CANDIDATE_ANNOTATION, SLOT_LABEL
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION, FAILOVER_ANNOTATION, SLOT_LABEL
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.errors import ClusterError, LockgateError
 from serving.engines.registry import engine as engine_named
-from serving.manifests.names import FAILOVER_ANNOTATION, MODEL_VOLUME
+from serving.manifests.names import MODEL_VOLUME
 from serving.manifests.slots import check_identity
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
@@ -104,6 +104,9 @@ class PodTemplate:
         lifecycle = container.get("lifecycle", {})
         resources = container.get("resources", {})
         requests = {**resources.get("limits", {}), **resources.get("requests", {})}
+        slices = [name for name in requests if "/" in name and name != "nvidia.com/gpu"]
+        if slices:
+            raise ClusterError(f"{slices[0]} is not supported by the embedded cluster")
         return cls(
             digest=Digest.of_json(template),
             engine=engine.name,
@@ -181,6 +184,10 @@ def read_model(
         by_kind: dict[str, list[Mapping[str, Any]]] = {}
         for item in objects:
             by_kind.setdefault(item["kind"], []).append(item)
+        if by_kind.get("LeaderWorkerSet"):
+            raise ClusterError(
+                f"{model}: a replica over several nodes is not supported by the embedded cluster"
+            )
         slots = [_slot(d, state) for d in by_kind.get("Deployment", [])]
         if len({s.slot for s in slots}) != len(slots):
             raise ClusterError(f"{model}: two Deployments in one slot")
@@ -211,9 +218,11 @@ def _slot(deployment: Mapping[str, Any], state: ReleaseState | None) -> DesiredS
     parsed, refusal = None, None
     try:
         occupant = state.occupant(slot) if state is not None else None
-        if occupant is None:
+        if state is None or occupant is None:
             raise ClusterError(f"the release state names no candidate in slot {slot}")
-        check_identity(deployment, occupant)
+        check_identity(deployment, occupant, state.replicas(slot))
+        if "replicas" not in spec:
+            raise ClusterError("the embedded cluster has no autoscaler: set no serving.scaling")
         parsed = PodTemplate.parse(template)
     except LockgateError as error:
         refusal = error.message

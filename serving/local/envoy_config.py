@@ -19,6 +19,33 @@ _TYPE = "type.googleapis.com/"
 _UPSTREAM_IDLE = "3s"
 """Shorter than any server keeps an idle connection: a request never meets one that is just being closed."""
 _LIMIT = 1_000_000
+_CHECK = {
+    # A connection and nothing more: a server that is merely busy has it accepted by its kernel, a dead one refuses it. Whether
+    # it answers in time is its probes' affair.
+    "tcp_health_check": {},
+    "interval": "0.25s",
+    "no_traffic_interval": "0.25s",
+    "timeout": "5s",
+    "unhealthy_threshold": 1,
+    "healthy_threshold": 1,
+}
+_RETRY = {
+    # Only where no connection came about, so that nothing was sent: an answer is never begun twice. Together they take a
+    # little longer than the gateway needs to see that a server is dead.
+    "retry_on": "connect-failure",
+    "num_retries": 4,
+    "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.3s"},
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {
+                "@type": f"{_TYPE}envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+            },
+        }
+    ],
+    "host_selection_retry_max_attempts": 3,
+}
+_METADATA = "lockgate"
 
 Address = tuple[str, int]
 
@@ -26,6 +53,11 @@ Address = tuple[str, int]
 def cluster_name(model: str, slot: Slot) -> str:
     """Envoy's cluster of a slot; the `envoy_cluster_name` label of its statistics."""
     return f"{model}-{slot.value}"
+
+
+def failover_name(model: str, slot: Slot, other: Slot) -> str:
+    """Envoy's cluster that is the slot's while that has a server, and the other slot's while it has none."""
+    return f"{cluster_name(model, slot)}+{other.value}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,17 @@ class GatewayModel:
         if self.route is None:
             return {}
         return effective_weights(self.route.weights(), self._ready(), self.route.failover)
+
+    def routed_to(self, slot: Slot) -> str:
+        """The Envoy cluster for the slot's share of the users' requests. Where the other slot may take over, the gateway sees
+        to that by itself: the agent, which moves weights, may be dead too."""
+        if self.route is None:
+            return cluster_name(self.model, slot)
+        weights = self.route.weights()
+        others = [s for s in self.route.failover if s is not slot and s in self.endpoints]
+        if not others:
+            return cluster_name(self.model, slot)
+        return failover_name(self.model, slot, max(others, key=lambda s: weights.get(s, 0)))
 
     def _ready(self) -> set[Slot]:
         return {slot for slot, addresses in self.endpoints.items() if addresses}
@@ -101,11 +144,15 @@ def _routes(model: GatewayModel, rule: RouteRule) -> list[dict[str, Any]]:
         weights = model.effective()
     clusters = [
         {
-            "name": cluster_name(model.model, slot),
+            "name": cluster_name(model.model, slot) if rule.headers else model.routed_to(slot),
             "weight": weight,
             "response_headers_to_add": [
                 {
-                    "header": {"key": SLOT_HEADER, "value": slot.value},
+                    # The slot that answered, whichever it was meant for.
+                    "header": {
+                        "key": SLOT_HEADER,
+                        "value": f"%UPSTREAM_METADATA({_METADATA}:slot)%",
+                    },
                     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
                 }
             ],
@@ -124,6 +171,7 @@ def _routes(model: GatewayModel, rule: RouteRule) -> list[dict[str, Any]]:
         "weighted_clusters": {"clusters": clusters},
         "timeout": f"{rule.timeout_seconds:g}s",
         "idle_timeout": "0s",
+        "retry_policy": _RETRY,
     }
     if rule.mirrors:
         action["request_mirror_policies"] = [
@@ -192,6 +240,8 @@ def _access_log(model: str, path: Path) -> dict[str, Any]:
                     "time": "%START_TIME(%s.%6f)%",
                     "model": model,
                     "cluster": "%UPSTREAM_CLUSTER%",
+                    # That of the server, where one answered in the place of another slot.
+                    "slot": f"%UPSTREAM_METADATA({_METADATA}:slot)%",
                     "upstream": "%UPSTREAM_HOST%",
                     "path": "%REQ(:PATH)%",
                     "forced": f"%REQ({SLOT_HEADER})%",
@@ -225,7 +275,16 @@ def cluster(name: str, *, endpoints: Path) -> dict[str, Any]:
         "eds_cluster_config": {"service_name": name, "eds_config": _file(endpoints)},
         "connect_timeout": "2s",
         "lb_policy": "LEAST_REQUEST",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # With no server that the gateway has seen alive, and no other slot that may take over, it tries the ones it was told of:
+        # a new one may have been ready before the gateway's first look at it.
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 1},
+            # By default what a check found within a second of another change waits for that second to end.
+            "update_merge_window": "0s",
+        },
+        "health_checks": [_CHECK],
+        # What the agent withdraws is gone at once, in good health or not.
+        "ignore_health_on_host_removal": True,
         "circuit_breakers": {"thresholds": [unlimited]},
         "typed_extension_protocol_options": {
             options: {
@@ -237,13 +296,47 @@ def cluster(name: str, *, endpoints: Path) -> dict[str, Any]:
     }
 
 
+def failover_cluster(model: str, slot: Slot, other: Slot) -> dict[str, Any]:
+    """The CDS resource of a slot with another one behind it.
+
+    Envoy counts requests (`upstream_rq_total`) by the cluster of the server that gets them, and status classes
+    (`upstream_rq_xx`) by the cluster that the route names: those of a share that fails over stay with the slot it was meant
+    for. They are the same but for the moments between a server's death and the agent's change of the weights.
+    """
+    name = failover_name(model, slot, other)
+    config = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
+    return {
+        "@type": f"{_TYPE}envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "alt_stat_name": cluster_name(model, slot),
+        "connect_timeout": "2s",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": {
+            "name": "envoy.clusters.aggregate",
+            "typed_config": {
+                "@type": f"{_TYPE}{config}",
+                "clusters": [cluster_name(model, s) for s in (slot, other)],
+            },
+        },
+    }
+
+
 def load_assignment(name: str, addresses: Sequence[Address]) -> dict[str, Any]:
     """The EDS resource of one slot."""
+    slot = name.rpartition("-")[2]
+    metadata = {"filter_metadata": {_METADATA: {"slot": slot}}}
     return {
         "@type": f"{_TYPE}envoy.config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": name,
+        # One live server keeps the whole share in its slot; by default a part of it would go to the other one.
+        "policy": {"overprovisioning_factor": 100_000},
         "endpoints": [
-            {"lb_endpoints": [{"endpoint": {"address": _address(a)}} for a in sorted(addresses)]}
+            {
+                "lb_endpoints": [
+                    {"endpoint": {"address": _address(a)}, "metadata": metadata}
+                    for a in sorted(addresses)
+                ]
+            }
         ],
     }
 

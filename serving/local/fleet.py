@@ -46,7 +46,8 @@ class Fleet:
     def settle(self, desired: Mapping[str, DesiredModel], *, leave: Container[str] = ()) -> None:
         """One step of every slot towards what is wanted.
 
-        A refused slot is left as it is, and so are the pods of the models in `leave` of which nothing is known.
+        A refused slot is left as it is, and so are the pods of the models in `leave` of which nothing is known. A slot grows
+        only into room that another one has left: what drains still has its memory.
         """
         self._reap()
         for model, slot in self.places(desired):
@@ -55,7 +56,8 @@ class Fleet:
                 model not in desired and model in leave
             ):
                 continue
-            self._settle(model, slot, wanted)
+            room = self._room(desired[model]) if model in desired else 0
+            self._settle(model, slot, wanted, room)
 
     def of(self, model: str, slot: Slot) -> list[Pod]:
         """The slot's pods, oldest first."""
@@ -81,7 +83,12 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _settle(self, model: str, slot: Slot, wanted: DesiredSlot | None) -> None:
+    def _room(self, wanted: DesiredModel) -> int:
+        """How many pods more than there are all slots of a model want together."""
+        there = sum(pod.record.model == wanted.model for pod in self.pods.values())
+        return max(0, sum(s.replicas + s.max_surge for s in wanted.slots) - there)
+
+    def _settle(self, model: str, slot: Slot, wanted: DesiredSlot | None, room: int) -> None:
         template = wanted.template if wanted is not None else None
         plan = plan_pods(
             template.digest if template is not None else None,
@@ -96,7 +103,7 @@ class Fleet:
         for name in plan.terminate:
             log.info("%s: to be ended", name)
             self.pods[name].terminate()
-        for _ in range(plan.create):
+        for _ in range(min(plan.create, room)):
             assert wanted is not None and template is not None
             self._create(model, wanted, template)
 

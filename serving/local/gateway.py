@@ -8,6 +8,7 @@ it uses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -26,6 +27,7 @@ from serving.ports import LOOPBACK, pick_stable
 log = logging.getLogger(__name__)
 
 _ACK_SECONDS = 3.0
+_CHECK_SECONDS = 0.5
 _POLL_SECONDS = 0.01
 _LARGEST_LOG = 256 * 1024 * 1024
 
@@ -93,6 +95,13 @@ class Gateway:
         self._put_clusters(union)
         if added:
             await self._until("endpoints", lambda: self._shows({n: new[n] for n in added}))
+            # A new server gets nothing before the gateway's own first look at it. One that is dead already is no reason to wait.
+            with contextlib.suppress(ClusterError):
+                await self._until(
+                    "health",
+                    lambda: self._shows({n: new[n] for n in added}, healthy=True),
+                    _CHECK_SECONDS,
+                )
         versions = {}
         for name, model in models.items():
             configuration, versions[name] = xds.versioned_route(model)
@@ -208,6 +217,14 @@ class Gateway:
 
     def _put_clusters(self, names: Mapping[str, object]) -> None:
         clusters = [xds.cluster(n, endpoints=self._path("eds", n)) for n in sorted(names)]
+        for name in sorted(names):
+            model, _, place = name.rpartition("-")
+            slot = Slot(place)
+            clusters += [
+                xds.failover_cluster(model, slot, other)
+                for other in (Slot.A, Slot.B)
+                if other is not slot and xds.cluster_name(model, other) in names
+            ]
         self._put("cds", "all", xds.discovery(clusters))
 
     async def _until(
@@ -235,15 +252,23 @@ class Gateway:
         return response.status_code == 200 and response.text == version
 
     async def _shows(
-        self, wanted: Mapping[str, tuple[xds.Address, ...] | None], *, exactly: bool = False
+        self,
+        wanted: Mapping[str, tuple[xds.Address, ...] | None],
+        *,
+        exactly: bool = False,
+        healthy: bool = False,
     ) -> bool:
-        """Whether Envoy's clusters have (at least, or `exactly`) these endpoints; None: no such cluster."""
+        """Whether Envoy's clusters have (at least, or `exactly`) these endpoints, `healthy` ones; None: no such cluster."""
         response = await self._client.get(
             f"{self.admin_url}/clusters", params={"format": "json"}, timeout=1
         )
         shown: dict[str, set[xds.Address]] = {}
         for cluster in response.json().get("cluster_statuses", []):
-            hosts = (h["address"]["socket_address"] for h in cluster.get("host_statuses", []))
+            hosts = (
+                h["address"]["socket_address"]
+                for h in cluster.get("host_statuses", [])
+                if not (healthy and h["health_status"].get("failed_active_health_check"))
+            )
             shown[cluster["name"]] = {(h["address"], h["port_value"]) for h in hosts}
         for name, addresses in wanted.items():
             if addresses is None:
@@ -260,6 +285,8 @@ class Gateway:
         found = {}
         for cluster in _read_json(self._path("cds", "all")).get("resources", []):
             name = cluster["name"]
+            if cluster.get("type") != "EDS":
+                continue
             addresses = []
             for resource in _read_json(self._path("eds", name)).get("resources", []):
                 for locality in resource["endpoints"]:

@@ -12,7 +12,7 @@ from typing import Protocol
 from lockgate.adapters.oci import open_store
 from lockgate.adapters.oci.package import pull_model
 from lockgate.adapters.oci.runtime import read_runtime
-from lockgate.adapters.signing import verify
+from lockgate.adapters.signing import verify, verify_runtime
 from lockgate.errors import RegistryError, VerificationError
 from serving.local.config import AgentConfig
 from serving.local.desired import PodTemplate
@@ -35,14 +35,17 @@ class StoreAdmission:
         """`VerificationError` if an image is not what it must be, `RegistryError` if the store cannot be read."""
         config = self._config
         store = open_store(config.store, plain_http=config.plain_http)
-        for ref, candidate, gates in (
-            (template.runtime, None, ()),
-            (template.model, template.candidate, config.gates),
-        ):
-            report = verify(store, ref, config.signing, candidate=candidate, require_gates=gates)
+        # No age here: a pod of what serves is started again however long ago its gates decided.
+        for report in (
+            verify_runtime(store, template.runtime, config.signing),
+            verify(
+                store, template.model, config.signing,
+                candidate=template.candidate, require_gates=config.gates,
+            ),
+        ):  # fmt: skip
             if report.outage:
                 raise RegistryError(
-                    f"{ref} cannot be verified now: "
+                    f"{report.image} cannot be verified now: "
                     + "; ".join(failure.message for failure in report.failures)
                 )
             report.require()

@@ -17,6 +17,7 @@ from serving.engines.registry import engine as engine_named
 from serving.ephemeral import base_environment
 from serving.local.cpu_pool import CpuLease
 from serving.local.desired import PodTemplate
+from serving.local.gpu_pool import GpuLease
 from serving.local.records import CLUSTER_VARIABLE, POD_VARIABLE
 from serving.ports import LOOPBACK, PortReservation
 from serving.priority import lower_priority
@@ -61,8 +62,9 @@ def launch(
     volumes: Path,
     log: Path,
     lease: CpuLease,
+    lent: GpuLease,
 ) -> Launched:
-    """Starts the server on a free port. It keeps the CPU lease and the port when this process is gone.
+    """Starts the server on a free port. It keeps its cores, GPUs and the port when this process is gone.
 
     `ServingError` if it cannot be started at all.
     """
@@ -84,7 +86,7 @@ def launch(
         environment = {
             **base_environment(),
             **{key: translated(value, mounts) for key, value in template.env},
-            **engine.placement(() if template.gpu else lease.cores),
+            **engine.placement(() if template.gpu else lease.cores, lent.gpus),
             CLUSTER_VARIABLE: cluster,
             POD_VARIABLE: name,
         }
@@ -99,7 +101,7 @@ def launch(
                     env=environment,
                     cwd=volumes,
                     start_new_session=True,
-                    pass_fds=(*lease.fds, reservation.fileno()),
+                    pass_fds=(*lease.fds, *lent.fds, reservation.fileno()),
                 )
         except OSError as error:
             raise ServingError(f"{command[0]} cannot be started: {error}", log=log) from error

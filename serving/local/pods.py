@@ -25,6 +25,7 @@ from lockgate.errors import LockgateError, Refused
 from serving.local.config import AgentConfig
 from serving.local.cpu_pool import CpuPool
 from serving.local.desired import PodTemplate
+from serving.local.gpu_pool import GpuPool
 from serving.local.images import Admission
 from serving.local.launch import launch
 from serving.local.probing import ProbeFailed, check, until_started
@@ -57,6 +58,7 @@ class PodContext:
     config: AgentConfig
     admission: Admission
     pool: CpuPool
+    gpus: GpuPool
     client: httpx.AsyncClient
     changed: Callable[[], None]
     """Called when readiness or existence changed."""
@@ -155,7 +157,7 @@ class Pod:
             if self._stop.is_set():
                 return False
             lease = context.pool.acquire(self.template.cpu)
-            with lease:
+            with lease, context.gpus.acquire(self.template.gpu) as lent:
                 launched = launch(
                     self.template,
                     name=self.name,
@@ -165,6 +167,7 @@ class Pod:
                     volumes=self.directory / "volumes",
                     log=self.log,
                     lease=lease,
+                    lent=lent,
                 )
         except LockgateError as error:
             final = isinstance(error, Refused)
@@ -181,7 +184,7 @@ class Pod:
             start=launched.process.start,
             port=launched.port,
             cores=lease.cores,
-            exclusive=lease.exclusive,
+            exclusive=lease.exclusive and lent.exclusive,
             started=False,
             ready=False,
         )

@@ -107,7 +107,7 @@ def plan(rate: float, seconds: float, seed: int, *, streaming: float = 0.7) -> I
         yield Request(
             at=at,
             prompt=drawn.choice(_WISHES).format(drawn.choice(_SUBJECTS)),
-            max_tokens=drawn.randint(16, 40),
+            max_tokens=drawn.randint(12, 32),
             streaming=drawn.random() < streaming,
         )
         at += drawn.expovariate(rate)

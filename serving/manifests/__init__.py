@@ -6,6 +6,7 @@ new candidate, and a change of weights (a rollback above all) touches the route 
 """
 
 from lockgate.domain.cluster import CANDIDATE_ANNOTATION
+from serving.manifests.bases import bases_digest, changed_by_bases
 from serving.manifests.names import SLOT_HEADER, namespace, slot_name
 from serving.manifests.render import pod_template, render
 from serving.manifests.slots import check_deployment, check_identity
@@ -13,6 +14,8 @@ from serving.manifests.slots import check_deployment, check_identity
 __all__ = [
     "CANDIDATE_ANNOTATION",
     "SLOT_HEADER",
+    "bases_digest",
+    "changed_by_bases",
     "check_deployment",
     "check_identity",
     "namespace",

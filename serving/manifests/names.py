@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lockgate.domain.release_state import Slot
 
-FAILOVER_ANNOTATION = "lockgate.dev/failover-slots"
 SLOT_HEADER = "x-lockgate-slot"
 MODEL_VOLUME = "model"
 MODEL_MOUNT = "/models"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lockgate.domain.cluster import GENERATION_ANNOTATION
+from lockgate.domain.cluster import FAILOVER_ANNOTATION, GENERATION_ANNOTATION
 from lockgate.domain.release_state import Phase, ReleaseState, Slot
-from serving.manifests.names import FAILOVER_ANNOTATION, SLOT_HEADER, slot_name
+from serving.manifests.names import SLOT_HEADER, slot_name
 
 _TIMEOUTS = {"request": "0s", "backendRequest": "0s"}
 """None: a long answer is streamed for as long as it takes."""
@@ -61,6 +61,8 @@ def failover_slots(state: ReleaseState) -> tuple[Slot, ...]:
     """
     slots = []
     for slot, weight in _weights(state).items():
+        if slot is Slot.BASELINE:
+            continue  # a yardstick, sized for its share alone
         if slot is state.stable or weight > 0 or state.phase is Phase.BAKING:
             slots.append(slot)
     return tuple(slots) if state.stable is not None else ()

@@ -127,7 +127,7 @@ class Site:
         return str(json.loads((self.settings.layout.prefect / "server.json").read_text())["url"])
 
     @contextmanager
-    def running_traffic(self, rows: Path, rate: float = 3) -> Iterator[None]:
+    def running_traffic(self, rows: Path, rate: float = 2.5) -> Iterator[None]:
         """Requests to the gateway while the block runs; none of them may fail."""
         url = Workspace(self.settings).cluster().gateway_url(MODEL)
         driver = subprocess.Popen(

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from e2e_site import MODEL, Site
 
+from lockgate import environments
+from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SBOM_TYPE
+from lockgate.domain.digests import Digest
 from lockgate.domain.release_state import Outcome, Phase
 from tasks.reporting import recorded_outcomes
+from tasks.supply import verifications
+from tasks.workspace import Workspace
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 
@@ -51,6 +63,61 @@ def test_every_generation_is_one_commit_with_its_trailers(demo: Demo) -> None:
     assert generations == list(range(1, len(generations) + 1))
     wanted = {"Lockgate-Release", "Lockgate-Phase", "Candidate", "Image-Digest", "Evidence"}
     assert all(wanted <= set(entry.trailers) for entry in site.history())
+
+
+def test_what_is_attested_of_the_stable_model_is_what_really_went_into_it(
+    demo: Demo, quantization_python: Path
+) -> None:
+    """Release 2, read as a stranger would and compared with the source's own bytes, the installed tools and the records."""
+    site, _ = demo
+    spec = yaml.safe_load((site.workspace / "specs" / "release-2.yaml").read_text())
+    state = site.state()
+    assert state.stable is not None
+    stable = state.occupant(state.stable)
+    assert stable is not None
+    workspace = Workspace(site.settings)
+    policy = site.repository().read_policy()
+    model, _ = verifications(workspace, stable.candidate, policy, serves=True)
+    said = {s.statement.predicate_type: s.statement.predicate for s in model.statements}
+
+    source = Path(spec["source"].removeprefix("dir:"))
+    hashed = {
+        f"source/{path.relative_to(source)}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in source.rglob("*")
+        if path.is_file()
+    }
+    definition, run = said[PROVENANCE_TYPE]["buildDefinition"], said[PROVENANCE_TYPE]["runDetails"]
+    inputs = {d["name"]: d["digest"]["sha256"] for d in definition["resolvedDependencies"]}
+    assert {name: inputs.pop(name) for name in hashed} == hashed
+    assert set(inputs) == {"source", "source-image", "environment/quantization"}
+    locked = Digest(environments.environment_digest("quantization"))
+    assert inputs["environment/quantization"] == locked.hex
+    assert definition["externalParameters"]["quantization"] == spec["quantization"]
+
+    ask = "import sys, json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    versions: dict[str, Any] = dict(run["builder"]["version"])
+    assert versions.pop("lockgate")
+    installed = subprocess.run(
+        [quantization_python, "-c", ask, *versions], capture_output=True, text=True, timeout=60, check=True
+    )  # fmt: skip
+    assert versions == json.loads(installed.stdout)
+    assert {"torch", "llmcompressor"} <= set(versions)
+
+    for kind, digest in (
+        *((entry["name"], entry["digest"]["sha256"]) for entry in run["byproducts"]),
+        *((e["kind"], Digest(e["digest"]).hex) for e in said[GATE_TYPE]["evidence"]),
+    ):
+        document = workspace.records.get_document(Digest.from_hex(digest))
+        if kind.endswith("weights"):
+            assert document["subject"] in (
+                f"sha256:{inputs['source']}", definition["internalParameters"]["snapshot"]
+            )  # fmt: skip
+    bom = said[SBOM_TYPE]
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bom)) is None
+    component = bom["metadata"]["component"]
+    assert component["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert component["modelCard"]["modelParameters"]["modelArchitecture"] == "LlamaForCausalLM"
+    assert component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
 
 
 def test_no_request_failed_or_was_cut_short_in_any_transition(demo: Demo) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from e2e_site import MODEL, Site, wait_until
 
@@ -17,6 +18,25 @@ from lockgate.domain.release_state import Outcome, Phase
 from tasks.judging import judge_config
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
+
+EVERY_ROAD: dict[str, Any] = {
+    "steps": [
+        {"weight": 0, "traffic": "header", "min_seconds": 8},
+        {
+            "weight": 0,
+            "traffic": "mirror",
+            "mirror_percent": 50,
+            "judge_latency": False,
+            "min_seconds": 15,
+            "max_seconds": 240,
+        },
+        {"weight": 50, "min_seconds": 45, "max_seconds": 420},
+    ],
+    "bake_seconds": 40,
+    "control_percent": 20,
+    "slos": {"error_ratio": 0.2, "e2e": {"seconds": 100}},
+}
+"""By header, by copies, by weight, and a bake that is judged by a control and by objectives."""
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -58,7 +78,7 @@ def test_a_killed_flow_is_taken_up_from_git_and_the_trace(demo: Demo, tmp_path: 
     site, _ = demo
     log = tmp_path / "release.log"
     before = site.history()
-    spec = site.spec(2, "killed", serving={"max_num_seqs": 24})
+    spec = site.spec(2, "killed", serving={"max_num_seqs": 24}, canary=EVERY_ROAD)
     flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
         wait_until_judged(site, flow, log)
@@ -71,13 +91,16 @@ def test_a_killed_flow_is_taken_up_from_git_and_the_trace(demo: Demo, tmp_path: 
     new = site.history()[len(before) :]
     generations = [int(entry.trailers["Lockgate-Generation"]) for entry in new]
     assert generations == list(range(generations[0], generations[0] + len(new)))
-    assert [e.transition for e in new] == ["deploy", "raise", "raise", "promote", "finish"]
+    assert [e.transition for e in new] == [
+        *("deploy", "raise", "raise", "raise", "promote", "end_control", "finish")
+    ]
     # The trace, replayed in one go by a judge that was never killed, says the same.
     trace = site.settings.layout.trace(MODEL, "local", state.began)
     report = judge_lines(trace.read_text().splitlines(), judge_config(state))
     assert report.verdict == "pass"
     promoted = next(entry for entry in new if entry.transition == "promote")
     assert promoted.verdict is not None and promoted.verdict.split()[0] == "pass"
+    assert "nothing was judged" not in new[-1].body
 
 
 def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(

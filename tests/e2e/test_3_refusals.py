@@ -149,6 +149,13 @@ def test_a_recipe_that_cannot_be_served_here_is_refused_before_anything_is_fetch
         assert "int8 needs compute capability 7.5" in run.stdout + run.stderr
 
 
+def test_a_strategy_that_stable_has_no_replica_for_is_refused_at_plan(untouched: Site) -> None:
+    spec = untouched.spec(2, "borrow", serving={"max_num_seqs": 23}, canary={"strategy": "borrow"})
+    run = untouched.run("plan", str(spec))
+    assert run.returncode == 3
+    assert "stable has one replica only and cannot lend it" in " ".join(run.stdout.split())
+
+
 def test_an_unreadable_spec_names_every_wrong_field(untouched: Site, tmp_path: Path) -> None:
     spec = tmp_path / "wrong.yaml"
     spec.write_text("apiVersion: lockgate.dev/v1\nkind: Release\nmodel: Not A Label\n")

@@ -10,49 +10,22 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import yaml
-from pydantic import ValidationError
-
+from lockgate.adapters.git.changes import Build, CommitResult, Decide, Files, Render
 from lockgate.adapters.git.checkout import Checkout, LocalDamage
+from lockgate.adapters.git.log import LANDED, LOG, Touched, read_entry, read_landed, records
 from lockgate.adapters.git.process import LOCKGATE, Author
 from lockgate.domain import gitops
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import ReleaseState
-from lockgate.domain.rollout import Transition, Wait
-from lockgate.domain.spec import ReleaseSpec
-from lockgate.errors import GitError, PushRejected, UsageError
-
-Build = Callable[[ReleaseState], Transition | Wait | None]
-"""Decides on the newest state. Called again after a lost race: it must not have effects."""
-Render = Callable[[ReleaseState, Path], Mapping[str, str]]
-"""All manifests of a state: path from the repository's root → YAML. The directory is that root at the newest commit."""
-Files = Mapping[str, str | bytes]
+from lockgate.domain.rollout import Transition
+from lockgate.errors import GitError, PushRejected
 
 T = TypeVar("T")
-
-_FIELD, _RECORD = "\x1f", "\x1e"
-
-
-@dataclass(frozen=True)
-class CommitResult:
-    """What became of one `commit_transition`."""
-
-    committed: bool
-    """False where nothing had to change."""
-    commit: str
-    """Newest commit of the branch, 40 hex digits: the transition's own if `committed`."""
-    state: ReleaseState
-    """The state in that commit."""
-    transition: Transition | None
-    wait: Wait | None
-    attempts: int
-    seconds: float
 
 
 class GitOpsRepository:
@@ -126,6 +99,21 @@ class GitOpsRepository:
         with self._checkout.locked():
             return self._repaired(read)
 
+    def paths(self, directory: str | PurePosixPath) -> list[str]:
+        """Paths of all files below a directory, as of the last sync or commit."""
+        with self._checkout.locked():
+            return self._repaired(lambda: self._checkout.list(self._head(), str(directory)))
+
+    def last_author(self, path: str | PurePosixPath) -> str | None:
+        """`Name <address>` of whoever last changed a file, as of the last sync or commit; None if nobody did."""
+
+        def read() -> str | None:
+            arguments = ("log", "--max-count=1", "--format=%an <%ae>", "--no-show-signature")
+            return self._checkout.local(*arguments, self._head(), "--", str(path)).strip() or None
+
+        with self._checkout.locked():
+            return self._repaired(read)
+
     def read_text(self, path: str | PurePosixPath) -> str | None:
         """A file's text as of the last sync or commit; None if it is not there."""
         with self._checkout.locked():
@@ -133,45 +121,62 @@ class GitOpsRepository:
 
     def read_policy(self) -> Policy:
         """`policy.yaml` of the policy branch. Raises `GitError` where there is none: no policy allows nothing."""
+        return gitops.load_policy(self._read_protected(gitops.POLICY))
 
-        def read() -> str | None:
-            self._head()
-            commit = self._checkout.fetched(self._policy_branch)
-            return self._checkout.read(commit, str(gitops.POLICY)) if commit else None
+    def read_approvers(self) -> str:
+        """`approvers` of the policy branch, as the remote had it at the last sync: never this machine's files. Raises `GitError`
+        where there is none."""
+        return self._read_protected(gitops.APPROVERS)
+
+    def files(self, directory: str | PurePosixPath, commit: str | None = None) -> dict[str, str]:
+        """Text by path of every file below a directory, in a commit or as of the last sync or commit."""
+
+        def read() -> dict[str, str]:
+            at = commit or self._head()
+            paths = self._checkout.list(at, str(directory))
+            return {path: self._checkout.read(at, path) or "" for path in paths}
 
         with self._checkout.locked():
-            text = self._repaired(read)
-        if text is None:
-            raise GitError(
-                f"branch {self._policy_branch} of {self._checkout.shown_remote} has no policy.yaml",
-                hint="lay the repository down with `lockgate init`",
-            )
-        return gitops.load_policy(text)
+            return self._repaired(read)
 
-    def read_spec(self, path: str | PurePosixPath) -> ReleaseSpec:
-        """A release spec in the repository. Raises `UsageError` where there is none or it cannot be used."""
-        text = self.read_text(path)
-        if text is None:
-            raise UsageError(f"{path} is not in {self._checkout.shown_remote}")
-        try:
-            return ReleaseSpec.model_validate(yaml.safe_load(text))
-        except (yaml.YAMLError, ValidationError) as error:
-            raise UsageError(f"{path} is not a release spec: {error}") from error
+    def text_at(self, commit: str, path: str | PurePosixPath) -> str | None:
+        """A file's text in a commit of the history; None if it is not there."""
+        with self._checkout.locked():
+            return self._checkout.read(commit, str(path))
 
     def history(self, model: str, environment: str, limit: int | None = None) -> list[HistoryEntry]:
         """The commits that touched a model in an environment as of the last sync or commit, newest first."""
         directory = str(gitops.environment_directory(model, environment))
-        form = _FIELD.join(("%H", "%ct", "%an <%ae>", "%B")) + _RECORD
 
         def read() -> list[HistoryEntry]:
-            arguments = ["log", f"--format={form}", "--no-show-signature"]
+            arguments = list(LOG)
             if limit is not None:
                 arguments.append(f"--max-count={limit}")
             text = self._checkout.local(*arguments, self._head(), "--", directory)
-            return [_entry(record) for record in text.split(_RECORD) if record.strip()]
+            return [read_entry(record) for record in records(text)]
 
         with self._checkout.locked():
             return self._repaired(read)
+
+    def landed(self, model: str, environment: str) -> list[tuple[HistoryEntry, Touched]]:
+        """Every commit of the branch itself (a merge counts as one) that touched a model in an environment, oldest first, with
+        the files that it wrote and removed there."""
+        directory = str(gitops.environment_directory(model, environment))
+
+        def read() -> list[tuple[HistoryEntry, Touched]]:
+            text = self._checkout.local(*LANDED, self._head(), "--", directory)
+            return [read_landed(record) for record in records(text)][::-1]
+
+        with self._checkout.locked():
+            return self._repaired(read)
+
+    def commit_beside(self, model: str, environment: str, decide: Decide) -> CommitResult:
+        """Write files beside a state, on top of whatever is newest, without changing the state or its manifests.
+
+        `decide` sees the newest state, so that what no longer fits is not written; what it raises is raised. Otherwise as
+        `commit_transition`: the same content makes no commit, and a lost race is tried again.
+        """
+        return self._committed(lambda: self._attempt_files(model, environment, decide))
 
     def commit_transition(
         self,
@@ -188,17 +193,42 @@ class GitOpsRepository:
         `extra_files` (paths from the repository's root) are one commit; manifests that are not rendered any more are removed
         by it. The same content makes no commit. Safe to repeat after any failure: a push whose answer was lost is recognised.
         """
+        return self._committed(
+            lambda: self._attempt(model, environment, build, render, extra_files)
+        )
+
+    def commit_files(self, files: Files, subject: str, body: str = "") -> str | None:
+        """Bring files (paths from the repository's root) into the remote's branch in one commit, which is returned; None
+        where they stand there already. Errors as for `commit_transition`."""
+
+        def attempt() -> tuple[str | None] | None:
+            head = self._fetch()
+            self._checkout.reset(head)
+            self._checkout.write(files)
+            message = gitops.format_message(subject, body, {})
+            commit = self._checkout.commit(head, list(files), message)
+            if commit is not None and not self._checkout.push(commit, self.branch):
+                return None
+            return (commit,)
+
+        (commit,), *_ = self._insist(attempt)
+        return commit
+
+    def _committed(self, attempt: Callable[[], CommitResult | None]) -> CommitResult:
+        result, attempts, seconds = self._insist(attempt)
+        return replace(result, attempts=attempts, seconds=seconds)
+
+    def _insist(self, attempt: Callable[[], T | None]) -> tuple[T, int, float]:
+        """`attempt` until it is not overtaken: what came of it, how many there were, and seconds."""
         began = time.monotonic()
         attempts = 0
         with self._checkout.locked():
             while True:
                 attempts += 1
-                result = self._repaired(
-                    lambda: self._attempt(model, environment, build, render, extra_files)
-                )
+                result = self._repaired(attempt)
                 seconds = time.monotonic() - began
                 if result is not None:
-                    return replace(result, attempts=attempts, seconds=seconds)
+                    return result, attempts, seconds
                 if seconds > self._retry_seconds:
                     raise PushRejected(
                         f"{self._checkout.shown_remote}: {attempts} pushes to {self.branch} were "
@@ -266,6 +296,46 @@ class GitOpsRepository:
             return None
         return CommitResult(True, commit, answer.state, answer, None, 1, 0.0)
 
+    def _attempt_files(self, model: str, environment: str, decide: Decide) -> CommitResult | None:
+        """One fetch, decision, commit and push; None if another writer was faster."""
+        head = self._fetch()
+        state = self._read_state(head, model, environment)
+        change = decide(state)
+        if change is None:
+            return CommitResult(False, head, state, None, None, 1, 0.0)
+        directory = gitops.environment_directory(model, environment)
+        manifests = gitops.manifests_directory(model, environment)
+        for name in change.files:
+            path = PurePosixPath(name)
+            own = path == gitops.state_path(model, environment) or path.is_relative_to(manifests)
+            if own or not path.is_relative_to(directory) or ".." in path.parts:
+                raise GitError(f"{name!r} is not a file beside the state of {model}/{environment}")
+        self._checkout.reset(head)
+        self._checkout.write(change.files)
+        commit = self._checkout.commit(head, list(change.files), change.message)
+        if commit is None:
+            return CommitResult(False, head, state, None, None, 1, 0.0)
+        if not self._checkout.push(commit, self.branch):
+            return None
+        return CommitResult(True, commit, state, None, None, 1, 0.0)
+
+    def _read_protected(self, path: PurePosixPath) -> str:
+        """A file of the policy branch; `GitError` where there is none."""
+
+        def read() -> str | None:
+            self._head()
+            commit = self._checkout.fetched(self._policy_branch)
+            return self._checkout.read(commit, str(path)) if commit else None
+
+        with self._checkout.locked():
+            text = self._repaired(read)
+        if text is None:
+            raise GitError(
+                f"branch {self._policy_branch} of {self._checkout.shown_remote} has no {path}",
+                hint="lay the repository down with `lockgate init`",
+            )
+        return text
+
     def _fetch(self) -> str:
         branches = {self.branch, self._policy_branch}
         self._checkout.fetch(sorted(branches))
@@ -315,17 +385,3 @@ def _check_follows(before: ReleaseState, after: ReleaseState) -> None:
             f"{before.generation}",
             hint="build the transition from the state that is handed in",
         )
-
-
-def _entry(record: str) -> HistoryEntry:
-    commit, seconds, author, text = record.strip("\n").split(_FIELD, 3)
-    message = gitops.parse_message(text)
-    at = datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
-    return HistoryEntry(
-        commit=commit,
-        at=at,
-        author=author,
-        subject=message.subject,
-        body=message.body,
-        trailers=message.trailers,
-    )

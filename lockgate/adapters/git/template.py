@@ -1,33 +1,19 @@
-"""Laying down a new GitOps repository from `gitops_repo_template/`.
-
-The template is a real repository, made for the environment `local`. Another environment's files are the same documents
-with names and paths of that environment in them: they are changed as data, and written anew.
-"""
+"""Laying down a new GitOps repository from `gitops_repo_template/`: once, and pushed to its remote if it has one."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
 
 from lockgate.adapters.git.checkout import Checkout
+from lockgate.adapters.git.layout import Layout, arrange
 from lockgate.adapters.git.process import LOCKGATE, Author, Finished, GitRunner
 from lockgate.domain import gitops
 from lockgate.domain.policy import Policy
 from lockgate.errors import GitError, UsageError
-
-Agent = Literal["embedded", "argocd", "flux"]
-"""What applies the manifests; `embedded` is Lockgate's own local cluster, which needs no objects to be told."""
-
-_ENVIRONMENT = "local"
-_REMOTE = "https://git.example.com/platform/gitops.git"
 
 
 @dataclass(frozen=True)
@@ -55,23 +41,22 @@ def lay_down(
     template_dir: Path,
     target: Path,
     *,
-    environment: str,
-    agent: Agent,
+    layout: Layout,
     public_key_pem: str,
-    remote: str | None,
     branch: str = "main",
     policy: Policy | None = None,
     author: Author = LOCKGATE,
+    ssh_signing_key: Path | None = None,
     timeout: float = 30.0,
 ) -> LaidDown:
-    """Make a GitOps repository in `target`, with a first commit, and push it to `remote` if there is one.
+    """Make a GitOps repository in `target`, with a first commit, and push it to the layout's remote if it has one.
 
-    `public_key_pem` is the release key whose signature counts, `policy` the rest of the policy (default: the strict one). A
-    `remote` that is a path of this machine is made if it is not there: bare, refusing forced pushes. A second run changes
+    `public_key_pem` is the release key whose signature counts, `policy` the rest of the policy (default: the strict one);
+    `ssh_signing_key` signs the commit, where agents verify it. A `remote` that is a path of this machine is made if it is not there: bare, refusing forced pushes. A second run changes
     nothing; nor does a run on a remote that somebody else has laid down meanwhile. Raises `UsageError` where something else
     is in the way, `GitError` where git cannot do it.
     """
-    gitops.environment_directory("model", environment)
+    remote, agent = layout.remote, layout.agent
     local = remote is None or _is_path(remote)
     if agent != "embedded" and local:
         raise UsageError(
@@ -88,7 +73,10 @@ def lay_down(
     git = GitRunner(target, author=author, timeout=timeout)
     created = not (target / ".git").is_dir()
     if created:
-        _make(template_dir, target, environment, agent, public_key_pem, remote, policy, branch, git)
+        _make(
+            template_dir, target, layout, public_key_pem=public_key_pem, policy=policy,
+            branch=branch, git=git, ssh_signing_key=ssh_signing_key,
+        )  # fmt: skip
     commit = _checked(git.run("rev-parse", "HEAD")).output.strip()
     if remote is None:
         return LaidDown(commit, created)
@@ -126,13 +114,13 @@ def _probe(remote: str, scratch: Path, branch: str, timeout: float) -> str | Non
 def _make(
     template_dir: Path,
     target: Path,
-    environment: str,
-    agent: Agent,
+    layout: Layout,
+    *,
     public_key_pem: str,
-    remote: str | None,
     policy: Policy | None,
     branch: str,
     git: GitRunner,
+    ssh_signing_key: Path | None = None,
 ) -> None:
     if target.exists() and any(target.iterdir()):
         raise UsageError(
@@ -147,18 +135,26 @@ def _make(
         shutil.copytree(template_dir, fresh, dirs_exist_ok=True)
         for script in (fresh / "scripts").glob("*.sh"):
             script.chmod(0o755)  # An installer may have dropped it.
-        _choose_agent(fresh, agent)
-        _name_environment(fresh, environment, _flux_address(remote) if agent == "flux" else remote)
+        address = _flux_address(layout.remote) if layout.agent == "flux" else layout.remote
+        arrange(fresh, replace(layout, remote=address), public_key_pem)
         _write_policy(fresh / gitops.POLICY, public_key_pem, policy)
         inside = GitRunner(fresh, author=git.author, timeout=git.timeout)
         _checked(inside.run("init", "--quiet", "--template=", f"--initial-branch={branch}"))
-        if remote is not None:
-            _checked(inside.run("remote", "add", "origin", remote))
+        if layout.remote is not None:
+            _checked(inside.run("remote", "add", "origin", layout.remote))
         _checked(inside.run("add", "--all", "--force"))
         message = gitops.format_message(
-            f"Lay down the GitOps repository for {environment}", "", {"Lockgate-Agent": agent}
+            f"Lay down the GitOps repository for {', '.join(layout.environments)}",
+            "",
+            {"Lockgate-Agent": layout.agent, "Lockgate-Cloud": layout.cloud or "none"},
         )
-        _checked(inside.run("commit", "--quiet", "--no-verify", "-m", message))
+        signing = ("commit.gpgSign=true", "gpg.format=ssh", f"user.signingKey={ssh_signing_key}")
+        _checked(
+            inside.run(
+                *("commit", "--quiet", "--no-verify", "-m", message),
+                settings=signing if ssh_signing_key is not None else (),
+            )
+        )
         fresh.chmod(0o755)
         if target.exists():
             target.rmdir()
@@ -167,50 +163,6 @@ def _make(
         raise GitError(f"cannot lay down {target}: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _choose_agent(root: Path, agent: Agent) -> None:
-    clusters = root / "clusters"
-    if agent == "embedded":
-        shutil.rmtree(clusters)
-        return
-    for directory in clusters.glob("*/*"):
-        if directory.name != agent:
-            shutil.rmtree(directory)
-
-
-def _name_environment(root: Path, environment: str, remote: str | None) -> None:
-    """Put the environment's and the remote's names where the template has its own."""
-    own = re.compile(
-        rf"(?<=lockgate-){_ENVIRONMENT}\b|(?<=-){_ENVIRONMENT}$|(?<=/){_ENVIRONMENT}(?=/|$)", re.M
-    )
-
-    def change(text: str) -> str:
-        if text == _REMOTE:
-            return remote or text
-        return own.sub(environment, text)
-
-    for directory in (root / "clusters", root / "platform" / "environments"):
-        for path in sorted(directory.glob(f"{_ENVIRONMENT}/**/*.yaml")):
-            documents = list(yaml.safe_load_all(path.read_text()))
-            changed = [_map_strings(document, change) for document in documents]
-            if changed != documents:
-                path.write_text("---\n".join(gitops.dump_yaml(d) for d in changed))
-    if environment == _ENVIRONMENT:
-        return
-    for pattern in ("clusters", "platform/environments", "apps/*/environments"):
-        for directory in root.glob(f"{pattern}/{_ENVIRONMENT}"):
-            directory.rename(directory.with_name(environment))
-
-
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_map_strings(item, change) for item in value]
-    if isinstance(value, dict):
-        return {key: _map_strings(item, change) for key, item in value.items()}
-    return value
 
 
 def _write_policy(path: Path, public_key_pem: str, policy: Policy | None) -> None:

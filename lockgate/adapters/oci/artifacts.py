@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,10 @@ from lockgate.domain.stores import (
     IMAGE_MANIFEST,
     Descriptor,
     ImageStore,
+    parse_json,
 )
 from lockgate.errors import RegistryError
+from lockgate.streams import at_most
 
 _LARGEST = 256 * 1024 * 1024
 
@@ -60,7 +61,7 @@ def get_json(store: ImageStore, repository: str, tag: str, artifact_type: str) -
         return None
     body, _ = store.get_manifest(repository, digest)
     try:
-        manifest = json.loads(body)
+        manifest = parse_json(body)
         if manifest.get("artifactType") != artifact_type:
             raise ValueError(f"artifact type {manifest.get('artifactType')!r}")
         (layer,) = (Descriptor.from_data(entry) for entry in manifest["layers"])
@@ -77,6 +78,8 @@ def read_json(store: ImageStore, repository: str, digest: Digest) -> Any:
     if size > _LARGEST:
         raise RegistryError(f"{digest} has {size} bytes: too large for a document")
     try:
-        return json.loads(b"".join(store.read_blob(repository, digest)))
+        return parse_json(
+            b"".join(at_most(store.read_blob(repository, digest), size, f"document {digest}"))
+        )
     except ValueError as error:
         raise RegistryError(f"{digest} is not JSON") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lockgate.domain.digests import Digest
@@ -13,6 +15,8 @@ from lockgate.errors import IntegrityError, LockgateError, RegistryError, Storag
 
 CHUNK = 1024 * 1024
 """Bytes read or handed on at once."""
+_AHEAD = 8
+"""Chunks made in advance."""
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); the last call has both equal."""
 MAX_MANIFEST = 4 * 1024 * 1024
@@ -90,3 +94,42 @@ def read_file(path: Path, offset: int = 0) -> Iterator[bytes]:
         file.seek(offset)
         while chunk := file.read(CHUNK):
             yield chunk
+
+
+def ahead(chunks: Iterator[bytes]) -> Generator[bytes]:
+    """The chunks, some of them made in advance by a thread: hashing and sending go on side by side."""
+    made: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+    ended = threading.Event()
+
+    def put(item: bytes | BaseException | None) -> bool:
+        while not ended.is_set():
+            try:
+                made.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for chunk in chunks:
+                if not put(chunk):
+                    break
+            else:
+                put(None)
+        except BaseException as error:
+            put(error)
+        finally:
+            if isinstance(chunks, Generator):
+                chunks.close()
+
+    maker = threading.Thread(target=make, name="read-ahead", daemon=True)
+    maker.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        ended.set()
+        maker.join()

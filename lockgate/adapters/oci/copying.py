@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from lockgate.adapters.oci import referring
 from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
-from lockgate.domain.stores import Descriptor, ImageStore
+from lockgate.domain.stores import Descriptor, ImageStore, parse_json
 from lockgate.errors import RegistryError
+from lockgate.streams import at_most
 
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -51,6 +50,26 @@ def copy_image(
     return ImageRef(repository=repository, digest=ref.digest)
 
 
+def image_for_platform(store: ImageStore, ref: ImageRef, platform: str) -> ImageRef:
+    """The image itself, or that of an index that runs on `platform` (`os/architecture`). Raises `RegistryError`."""
+    body, _ = store.get_manifest(ref.repository, ref.digest)
+    try:
+        data = parse_json(body)
+        if "manifests" not in data:
+            return ref
+        fitting = [
+            Descriptor.from_data(entry).digest
+            for entry in data["manifests"]
+            for said in (entry.get("platform") or {},)
+            if f"{said.get('os')}/{said.get('architecture')}" == platform
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RegistryError(f"{ref} is neither an image nor an index") from error
+    if not fitting:
+        raise RegistryError(f"{ref} has no image for {platform}")
+    return ImageRef(repository=ref.repository, digest=fitting[0])
+
+
 def _copy_manifest(
     source: ImageStore,
     origin: str,
@@ -73,7 +92,7 @@ def _copy_manifest(
 
 def _parts(body: bytes, what: str) -> list[Descriptor]:
     try:
-        data: Any = json.loads(body)
+        data = parse_json(body)
         if "manifests" in data:
             return [Descriptor.from_data(m) for m in data["manifests"]]
         return [Descriptor.from_data(d) for d in (data["config"], *data["layers"])]
@@ -96,7 +115,8 @@ def _copy_blob(
         return
 
     def content(offset: int) -> Iterator[bytes]:
-        for chunk in source.read_blob(origin, part.digest):
+        chunks = source.read_blob(origin, part.digest)
+        for chunk in at_most(chunks, part.size, f"blob {part.digest}"):
             if offset < len(chunk):
                 yield chunk[offset:]
             offset = max(0, offset - len(chunk))

@@ -10,15 +10,17 @@ import errno
 import hashlib
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from lockgate.adapters.oci.content import CHUNK, storage_error
-from lockgate.domain.model_image import MODELS
+from lockgate.domain.model_image import MODELS, LayerPlan, file_header, padding
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.errors import IntegrityError
+from lockgate.streams import ChunkFile
 
 _LARGEST_LISTING = 16 * 1024 * 1024
 
@@ -31,34 +33,12 @@ class Target(Protocol):
         ...
 
 
-class _Stream(io.RawIOBase):
-    """A chunk iterator as the readable file that `tarfile` wants."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._left:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._left = memoryview(chunk)
-        size = min(len(buffer), len(self._left))
-        buffer[:size] = self._left[:size]
-        self._left = self._left[size:]
-        return size
-
-
 def unpack(chunks: Iterator[bytes], target: Target) -> None:
     """Hand every file of one uncompressed layer to `target`, and read the layer to its end, so that its digest is checked.
 
     Raises `IntegrityError` for anything but regular files and directories.
     """
-    stream = io.BufferedReader(_Stream(chunks), CHUNK)
+    stream = io.BufferedReader(ChunkFile(chunks), CHUNK)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:
             for member in archive:
@@ -90,12 +70,32 @@ class SingleFile:
 
 
 class SnapshotDirectory:
-    """Writes the files of a snapshot below a directory, each checked against size and digest."""
+    """Writes the files of a snapshot below a directory, each checked against size and digest. Of what lies there from an
+    earlier try, only what `held` gave is gone on with."""
 
     def __init__(self, snapshot: Snapshot, directory: Path, ignored: frozenset[str]) -> None:
         self._expected = {f"{MODELS}/{f.path}": f for f in snapshot.files}
         self._directory = directory
         self._ignored = ignored
+        self._kept: dict[str, int] = {}
+
+    def held(self, plan: LayerPlan) -> Iterator[bytes]:
+        """The first bytes of the layer that `plan` describes, as far as its files were written before. They pass through
+        `take` like all others, which compares the digests."""
+        headers = plan.directory_headers()
+        for file in plan.files:
+            path = self._directory / file.path
+            size = _size_of(path)
+            if size is None or size > file.size:
+                return
+            yield from headers
+            headers = []
+            self._kept[file.path] = size
+            yield file_header(file)
+            yield from _read(path, size)
+            if size < file.size:
+                return
+            yield bytes(padding(size))
 
     @property
     def missing(self) -> list[str]:
@@ -118,19 +118,39 @@ class SnapshotDirectory:
             raise storage_error(error, target, "writing") from error
 
     def _write(self, target: Path, file: SnapshotFile, content: IO[bytes]) -> None:
-        sha = hashlib.sha256()
+        sha, kept = hashlib.sha256(), self._kept.pop(file.path, 0)
         # O_EXCL and O_NOFOLLOW: nothing that lies there already is written through.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        if not kept:
+            target.unlink(missing_ok=True)
+            flags |= os.O_CREAT | os.O_EXCL
         with open(os.open(target, flags, 0o644), "wb", buffering=0) as out:
+            out.seek(kept)
             while chunk := content.read(CHUNK):
                 sha.update(chunk)
-                view = memoryview(chunk)
+                view = memoryview(chunk)[kept:]
+                kept = max(0, kept - len(chunk))
                 while view:
                     view = view[out.write(view) :]
         if sha.hexdigest() != file.digest.hex:
             raise IntegrityError(f"{file.path} in the image is not the file that was packaged")
         # A later look sees by the time that nobody wrote here since.
         os.utime(target, (0, 0))
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _read(path: Path, size: int) -> Iterator[bytes]:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        while size and (chunk := file.read(min(CHUNK, size))):
+            size -= len(chunk)
+            yield chunk
 
 
 def untouched(directory: Path, snapshot: Snapshot) -> str | None:
@@ -147,10 +167,10 @@ def untouched(directory: Path, snapshot: Snapshot) -> str | None:
             file = expected.pop(relative, None)
             if file is None:
                 return f"{relative} does not belong there"
-            stat = path.lstat()
-            if stat.st_size != file.size or not path.is_file() or path.is_symlink():
+            status = path.lstat()
+            if status.st_size != file.size or not path.is_file() or path.is_symlink():
                 return f"{relative} was changed"
-            if stat.st_mtime != 0 and _digest(path) != file.digest.hex:
+            if status.st_mtime != 0 and _digest(path) != file.digest.hex:
                 return f"{relative} was changed"
     return f"{min(expected)} is missing" if expected else None
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
+from lockgate.adapters.oci.content import MAX_MANIFEST
 from lockgate.adapters.oci.extraction import SingleFile, unpack
 from lockgate.domain import model_image
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import Snapshot
-from lockgate.domain.stores import IMAGE_CONFIG, Descriptor, ImageStore
+from lockgate.domain.stores import IMAGE_CONFIG, Descriptor, ImageStore, parse_json
 from lockgate.errors import IntegrityError, RegistryError
+from lockgate.streams import at_most
 
 
 def missing_blobs(store: ImageStore, ref: ImageRef) -> tuple[str, ...]:
@@ -31,12 +31,20 @@ def missing_blobs(store: ImageStore, ref: ImageRef) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def small_blob(store: ImageStore, repository: str, blob: Descriptor) -> bytes:
+    """A blob that is a document. Raises `RegistryError` for one that is too large to be one."""
+    if blob.size > MAX_MANIFEST:
+        raise RegistryError(f"{blob.digest} has {blob.size} bytes: too large for a document")
+    chunks = store.read_blob(repository, blob.digest)
+    return b"".join(at_most(chunks, blob.size, f"blob {blob.digest}"))
+
+
 class ImageManifest:
     """A parsed image manifest."""
 
     def __init__(self, body: bytes, what: str) -> None:
         try:
-            data = json.loads(body)
+            data = parse_json(body)
             self.config = Descriptor.from_data(data["config"])
             self.layers = tuple(Descriptor.from_data(layer) for layer in data["layers"])
         except (ValueError, KeyError, TypeError) as error:
@@ -58,8 +66,7 @@ def _labels(store: ImageStore, ref: ImageRef, manifest: ImageManifest) -> dict[s
     if manifest.config.media_type != IMAGE_CONFIG:
         return {}
     try:
-        config: Any = json.loads(b"".join(store.read_blob(ref.repository, manifest.config.digest)))
-        return model_image.labels_of(config)
+        return model_image.labels_of(parse_json(small_blob(store, ref.repository, manifest.config)))
     except ValueError as error:
         raise RegistryError(f"the config of {ref} is not an image config: {error}") from error
 
@@ -80,7 +87,9 @@ def _snapshot_of(store: ImageStore, ref: ImageRef, manifest: ImageManifest) -> S
             hint="package the model with `lockgate package`",
         )
     listing = SingleFile(model_image.SNAPSHOT_PATH)
-    unpack(store.read_blob(ref.repository, manifest.layers[0].digest), listing)
+    first = manifest.layers[0]
+    chunks = store.read_blob(ref.repository, first.digest)
+    unpack(at_most(chunks, first.size, f"layer {first.digest}"), listing)
     try:
         snapshot = model_image.parse_snapshot_document(listing.body)
     except ValueError as error:

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lockgate.adapters.oci.content import (
     storage_error,
 )
 from lockgate.domain.digests import Digest
-from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
+from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor, parse_json
 from lockgate.errors import IntegrityError, RegistryError
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -39,8 +39,6 @@ _STALE_SECONDS = 3600.0
 
 class LayoutStore:
     """See `lockgate.domain.stores.ImageStore`. The directory is made by the first write."""
-
-    digest_first = False
 
     def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.root = root
@@ -66,11 +64,14 @@ class LayoutStore:
         except FileNotFoundError:
             return None
 
-    def read_blob(self, repository: str, digest: Digest) -> Iterator[bytes]:
+    def read_blob(
+        self, repository: str, digest: Digest, held: Iterable[bytes] = ()
+    ) -> Iterator[bytes]:
         path = self.blob_path(digest)
         hashed = Hashed()
+        yield from hashed.passing(held)
         try:
-            yield from hashed.passing(read_file(path))
+            yield from hashed.passing(read_file(path, hashed.size), hashed.size)
         except FileNotFoundError as error:
             raise RegistryError(f"{self.location} holds no blob {digest}") from error
         except OSError as error:
@@ -196,7 +197,7 @@ class LayoutStore:
 
     def _media_type(self, digest: Digest, body: bytes) -> str:
         try:
-            declared = json.loads(body).get("mediaType")
+            declared = parse_json(body).get("mediaType")
         except (ValueError, AttributeError) as error:
             raise RegistryError(f"{digest} is not a manifest") from error
         if declared:
@@ -298,7 +299,7 @@ class LayoutStore:
 
 
 def _parse_index(body: bytes) -> list[dict[str, Any]]:
-    manifests = json.loads(body)["manifests"]
+    manifests = parse_json(body)["manifests"]
     for entry in manifests:
         Descriptor.from_data(entry)
     return list(manifests)

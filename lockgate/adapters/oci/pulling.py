@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +11,12 @@ from lockgate.adapters.oci.extraction import SnapshotDirectory, is_occupied, unp
 from lockgate.adapters.oci.images import read_image_manifest, snapshot_of
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
-from lockgate.domain.model_image import SNAPSHOT_PATH
+from lockgate.domain.model_image import SNAPSHOT_PATH, plan_layers
 from lockgate.domain.sources import Snapshot
-from lockgate.domain.stores import ImageStore
+from lockgate.domain.stores import ImageStore, parse_json
 from lockgate.errors import IntegrityError, RegistryError
+from lockgate.staging import Staging, staged
+from lockgate.streams import at_most
 
 
 def pull_model(
@@ -26,40 +25,52 @@ def pull_model(
     """Unpack a model image; afterwards `directory` holds exactly its snapshot, every file verified.
 
     Files are written beside the directory and renamed into place as a whole, so it is never seen half full, and several
-    processes may do this at once. A directory that holds the snapshot already is left alone; one that holds something else
-    is an `IntegrityError` and not touched.
+    processes may do this at once. A pull that was killed or broke off is gone on with, within a file too. A directory that
+    holds the snapshot already is left alone; one that holds something else is an `IntegrityError` and not touched.
     """
     snapshot = snapshot_of(store, ref)
     try:
         if directory.exists() and any(directory.iterdir()):
             return _checked(directory, snapshot)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{directory.name}.incoming-"
-        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+        with staged(directory, ref.digest.hex) as staging:
+            try:
+                _unpack_all(store, ref, snapshot, staging, progress)
+            except IntegrityError:
+                if not staging.taken_up:
+                    raise
+                # What was there may be the damaged part: once more, without it.
+                _unpack_all(store, ref, snapshot, staging.empty(), progress)
+            staging.path.chmod(0o755)
+            try:
+                os.rename(staging.path, directory)
+            except OSError as error:
+                if not is_occupied(error):
+                    raise
+                return _checked(directory, snapshot)
     except OSError as error:
         raise storage_error(error, directory, "making") from error
-    try:
-        _unpack_all(store, ref, snapshot, fresh, progress)
-        fresh.chmod(0o755)
-        try:
-            os.rename(fresh, directory)
-        except OSError as error:
-            if not is_occupied(error):
-                raise storage_error(error, directory, "making") from error
-            return _checked(directory, snapshot)
-        return snapshot
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    return snapshot
 
 
 def _unpack_all(
-    store: ImageStore, ref: ImageRef, snapshot: Snapshot, fresh: Path, progress: Progress | None
+    store: ImageStore,
+    ref: ImageRef,
+    snapshot: Snapshot,
+    staging: Staging,
+    progress: Progress | None,
 ) -> None:
-    target = SnapshotDirectory(snapshot, fresh, frozenset({SNAPSHOT_PATH}))
+    target = SnapshotDirectory(snapshot, staging.path, frozenset({SNAPSHOT_PATH}))
     layers = read_image_manifest(store, ref).layers
+    plans = (None, *plan_layers(snapshot))
     total, done = sum(layer.size for layer in layers), 0
-    for layer in layers:
-        chunks = store.read_blob(ref.repository, layer.digest)
+    for number, layer in enumerate(layers):
+        plan = plans[number] if len(plans) == len(layers) else None
+        # Only of a layer that is as it would be made today is the beginning known.
+        known = staging.taken_up and plan is not None and plan.size == layer.size
+        held = target.held(plan) if plan is not None and known else ()
+        chunks = at_most(
+            store.read_blob(ref.repository, layer.digest, held), layer.size, f"layer {layer.digest}"
+        )
         unpack(_reported(chunks, done, total, progress), target)
         done += layer.size
     if target.missing:
@@ -94,7 +105,7 @@ def missing_blobs(store: ImageStore, image: ImageRef) -> list[Digest]:
     """
     body, _ = store.get_manifest(image.repository, str(image.digest))
     try:
-        manifest = json.loads(body)
+        manifest = parse_json(body)
         platforms = [Digest(part["digest"]) for part in manifest.get("manifests", ())]
         blobs = [Digest(part["digest"]) for part in manifest.get("layers", ())]
         if not platforms:

@@ -5,12 +5,11 @@ Source: OCI distribution specification 1.1, "Referrers Tag Schema".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lockgate.domain.digests import Digest, canonical_json
-from lockgate.domain.stores import IMAGE_INDEX, Descriptor
+from lockgate.domain.stores import IMAGE_INDEX, Descriptor, parse_json
 from lockgate.errors import RegistryError
 
 
@@ -30,7 +29,7 @@ def fallback_tag(subject: Digest) -> str:
 def parse(digest: Digest, body: bytes, media_type: str) -> Referrer | None:
     """What a manifest's `subject` says, or None if it has none. Raises `RegistryError` if it is not a manifest."""
     try:
-        manifest = json.loads(body)
+        manifest = parse_json(body)
         if not isinstance(manifest, dict):
             raise ValueError("not a JSON object")
         if "subject" not in manifest:
@@ -58,6 +57,6 @@ def index(referrers: Sequence[Descriptor]) -> bytes:
 def parse_index(body: bytes) -> list[Descriptor]:
     """Descriptors of an index of referrers. Raises `RegistryError`."""
     try:
-        return [Descriptor.from_data(m) for m in json.loads(body)["manifests"]]
+        return [Descriptor.from_data(m) for m in parse_json(body)["manifests"]]
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(f"not an index of referrers: {error}") from error

@@ -35,13 +35,12 @@ _ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     )
 )
+_MAX_PAGES = 1000
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="?next"?')
 
 
 class RegistryStore:
     """See `lockgate.domain.stores.ImageStore`. Safe for several threads."""
-
-    digest_first = True
 
     def __init__(self, transport: Transport) -> None:
         self._http = transport
@@ -75,10 +74,13 @@ class RegistryStore:
         answer = self._http.request("HEAD", path, scope=pull_scope(name), accept=(200, 404))
         return answer if answer.status_code == 200 else None
 
-    def read_blob(self, repository: str, digest: Digest) -> Iterator[bytes]:
+    def read_blob(
+        self, repository: str, digest: Digest, held: Iterable[bytes] = ()
+    ) -> Iterator[bytes]:
         name = self._name(repository)
         path = f"/v2/{name}/blobs/{digest}"
         hashed, failures = Hashed(), 0
+        yield from hashed.passing(held)
         while True:
             start = hashed.size
             headers = {"Accept-Encoding": "identity"}
@@ -90,9 +92,11 @@ class RegistryStore:
                 ) as answer:
                     if answer.status_code == 404:
                         raise RegistryError(f"{self.location} holds no blob {name}@{digest}")
+                    if answer.status_code == 416 and start:
+                        # Nothing follows what is there: its digest says whether that was all.
+                        break
                     if answer.status_code not in (200, 206):
-                        answer.read()
-                        raise self._http.refused(answer)
+                        raise self._http.refused(self._http.whole(answer))
                     chunks = answer.iter_bytes()
                     # A server that ignores the range begins again: what we have is skipped.
                     skip = start if answer.status_code == 200 else 0
@@ -234,11 +238,14 @@ class RegistryStore:
         return [] if current is None else referring.parse_index(current[0])
 
     def _pages(self, name: str, path: str, accept: tuple[int, ...]) -> Iterator[httpx.Response]:
-        while path:
+        for _ in range(_MAX_PAGES):
             page = self._http.request("GET", path, scope=pull_scope(name), accept=accept)
             yield page
             following = _NEXT.search(page.headers.get("Link", ""))
-            path = str(page.request.url.join(following[1])) if following else ""
+            if following is None:
+                return
+            path = str(page.request.url.join(following[1]))
+        raise RegistryError(f"{self.location} lists more than {_MAX_PAGES} pages of {name}")
 
     def _name(self, repository: str) -> str:
         """The repository's name within this registry; another registry's is an error, not a lookup here."""

@@ -17,6 +17,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.stores import IMAGE_MANIFEST, ImageStore
 from lockgate.errors import IntegrityError
+from lockgate.streams import at_most
 
 LABEL_ENVIRONMENT = "dev.lockgate.runtime.environment"
 LABEL_ENGINE = "dev.lockgate.runtime.engine"
@@ -76,7 +77,8 @@ def read_runtime(store: ImageStore, ref: ImageRef) -> RuntimeDescription:
     labels = image_labels(store, ref)
     lock = SingleFile(LOCK_PATH)
     for layer in read_image_manifest(store, ref).layers[:1]:
-        unpack(store.read_blob(ref.repository, layer.digest), lock)
+        chunks = store.read_blob(ref.repository, layer.digest)
+        unpack(at_most(chunks, layer.size, f"layer {layer.digest}"), lock)
     try:
         environment, engine = Digest(labels[LABEL_ENVIRONMENT]), labels[LABEL_ENGINE]
     except (KeyError, ValueError) as error:

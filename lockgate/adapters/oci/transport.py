@@ -5,6 +5,7 @@ Sources: OCI distribution specification 1.1; Docker registry v2 token authentica
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 import time
@@ -22,6 +23,9 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 ATTEMPTS = 4
 """Tries of a request that meets a broken connection or an overloaded server."""
+MAX_ANSWER = 16 << 20
+"""Largest answer that is read into memory; blobs are streamed."""
+_OF_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 
@@ -31,7 +35,11 @@ Body = bytes | Iterable[bytes] | None
 def is_loopback(host: str) -> bool:
     """Whether a registry host is this machine (then plain HTTP is what runs there)."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name == "localhost" or name.startswith("127.") or name == "[::1]"
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        # A name, and be it `127.example`, is somebody's.
+        return False
 
 
 def pull_scope(name: str) -> str:
@@ -102,17 +110,36 @@ class Transport:
             last = attempt == self.attempts - 1
             try:
                 with self.send(method, path, scope=scope, headers=headers, body=body) as response:
-                    response.read()
+                    whole = self.whole(response)
             except httpx.TransportError as error:
                 if last:
                     raise self.unreachable(method, path, error) from error
             else:
-                if response.status_code in accept:
-                    return response
-                if last or response.status_code not in _RETRIED:
-                    raise self.refused(response)
+                if whole.status_code in accept:
+                    return whole
+                if last or whole.status_code not in _RETRIED:
+                    raise self.refused(whole)
             self.pause(0.5 * 2**attempt)
         raise AssertionError("no attempt was made")
+
+    def whole(self, response: httpx.Response) -> httpx.Response:
+        """The answer with its body in memory. Raises `RegistryError` for one of more than `MAX_ANSWER` bytes, unread."""
+        pieces, size = [], 0
+        for piece in response.iter_bytes():
+            size += len(piece)
+            if size > MAX_ANSWER:
+                raise RegistryError(
+                    f"registry {self.host} answers {response.request.method} "
+                    f"{response.request.url.path} with more than {MAX_ANSWER} bytes"
+                )
+            pieces.append(piece)
+        # What was compressed on the way is not any more.
+        kept = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _OF_TRANSFER]
+        if response.request.method == "HEAD":
+            kept += [(k, v) for k, v in response.headers.items() if k.lower() == "content-length"]
+        return httpx.Response(
+            response.status_code, headers=kept, content=b"".join(pieces), request=response.request
+        )
 
     @contextmanager
     def send(

@@ -63,8 +63,8 @@ class Uploads:
                     scope=push_scope(name),
                     headers=_part(offset, end, size),
                     body=body,
-                ) as answer:
-                    answer.read()
+                ) as sent:
+                    answer = self._http.whole(sent)
                     if answer.status_code in (202, 204):
                         location = self.location(answer)
                         if end is None or end == size:

@@ -6,7 +6,9 @@ from lockgate.adapters.report.gate_rows import (
     load_points,
     recipe_row,
 )
+from lockgate.adapters.report.headline import Check, answer
 from lockgate.adapters.report.model import (
+    Bake,
     BenchmarkRow,
     CandidateSummary,
     EvaluationRow,
@@ -22,8 +24,10 @@ from lockgate.adapters.report.page import render_report, write_report
 from lockgate.adapters.report.table import render_table
 
 __all__ = [
+    "Bake",
     "BenchmarkRow",
     "CandidateSummary",
+    "Check",
     "EvaluationRow",
     "LoadPoint",
     "RecipeRow",
@@ -32,6 +36,7 @@ __all__ = [
     "RequestedApproval",
     "TrafficSummary",
     "TransitionRow",
+    "answer",
     "benchmark_rows",
     "evaluation_rows",
     "load_points",

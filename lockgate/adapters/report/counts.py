@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import beta
 
 from lockgate.adapters.report.canvas import TimeAxis, draw_figure, few_ticks
-from lockgate.adapters.report.model import ReleaseStory
+from lockgate.adapters.report.model import Watched
 from lockgate.adapters.report.panels import COLOURS, DataTable, Panel, track_names
 from lockgate.adapters.report.traces import BASELINE, CANARY, TRACKS, Trace
 from lockgate.adapters.report.windows import Array, window_edges, window_sums
@@ -39,7 +39,7 @@ def requests_by_track(trace: Trace) -> tuple[str, dict[str, tuple[Array, Array]]
     return None
 
 
-def requests_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: str) -> Panel:
+def requests_panel(story: Watched, trace: Trace, axis: TimeAxis, prefix: str) -> Panel:
     title = "Requests by slot"
     found = requests_by_track(trace)
     if found is None:
@@ -85,15 +85,15 @@ def requests_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: st
             title=title,
             description=f"{names[BASELINE]} {totals[BASELINE]} requests, {names[CANARY]} {totals[CANARY]} requests.",
         ),
-        f"Requests per second in windows of {width:.0f} s, stacked: stable below, canary above. The table compares the "
-        "share that the canary got with the weight that was committed.",
+        f"Requests per second in windows of {width:.0f} s, stacked: {story.words[0]} below, {story.words[1]} above. The "
+        f"table compares the share that the {story.words[1]} got with the weight that was committed.",
         _share_table(story, axis, names, increments),
         tracks=True,
     )
 
 
 def _share_table(
-    story: ReleaseStory,
+    story: Watched,
     axis: TimeAxis,
     names: dict[str, str],
     increments: dict[str, tuple[Array, Array]],
@@ -126,12 +126,12 @@ def _share_table(
         "weight committed",
         names[BASELINE],
         names[CANARY],
-        "canary's share",
+        f"share of the {story.words[1]}",
     )
     return DataTable(columns, tuple(rows))
 
 
-def errors_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: str) -> Panel:
+def errors_panel(story: Watched, trace: Trace, axis: TimeAxis, prefix: str) -> Panel:
     title = "Failures by track"
     if trace.start is None:
         return Panel("errors", title, "No data: the trace is empty.")
@@ -208,7 +208,7 @@ def errors_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: str)
             title=title,
             description="; ".join([summary, *down]),
         ),
-        f"Failures in windows of {width:.0f} s, stable left, canary right in each window; one request may be counted by "
+        f"Failures in windows of {width:.0f} s, {story.words[0]} left, {story.words[1]} right in each window; one request may be counted by "
         "the gateway and by the engine." + (" Shaded: an instance did not answer." if down else ""),
         table,
         tracks=True,
@@ -216,7 +216,7 @@ def errors_panel(story: ReleaseStory, trace: Trace, axis: TimeAxis, prefix: str)
 
 
 def _failure_table(
-    story: ReleaseStory, trace: Trace, names: dict[str, str], failures: dict[str, dict[str, Array]]
+    story: Watched, trace: Trace, names: dict[str, str], failures: dict[str, dict[str, Array]]
 ) -> DataTable:
     found = requests_by_track(trace)
     rows = []

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lockgate.adapters.report import canvas
 from lockgate.adapters.report.canvas import TimeAxis, corner_label, draw_figure
-from lockgate.adapters.report.model import ReleaseStory
+from lockgate.adapters.report.model import Watched
 from lockgate.adapters.report.panels import Panel
 from lockgate.domain.judge import JudgeReport, MetricVerdict, Verdict
 
@@ -46,14 +46,14 @@ _HIGHEST = 6.0
 Series = dict[str, tuple[list[float], list[float]]]
 
 
-def timed_looks(story: ReleaseStory) -> list[tuple[float, JudgeReport]]:
+def timed_looks(story: Watched) -> list[tuple[float, JudgeReport]]:
     """The looks whose time is known, in order of time."""
     return sorted(
         ((r.time, r) for r in story.looks if r.time is not None), key=lambda look: look[0]
     )
 
 
-def last_metrics(story: ReleaseStory) -> list[MetricVerdict]:
+def last_metrics(story: Watched) -> list[MetricVerdict]:
     """Each metric as the last look that judged it saw it: failed ones first, then by evidence.
 
     A metric that a later step does not judge keeps its last judged state.
@@ -80,7 +80,7 @@ def _ratio(metric: MetricVerdict) -> float:
     return metric.evidence / metric.threshold if metric.threshold else 0.0
 
 
-def verdict_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
+def verdict_panel(story: Watched, axis: TimeAxis, prefix: str) -> Panel:
     title = "Verdicts over time"
     looks = timed_looks(story)
     if not looks:
@@ -175,7 +175,7 @@ def _ending(parts: Sequence[tuple[float, float, Verdict]], axis: TimeAxis) -> st
     return words if verdict is Verdict.INSUFFICIENT_DATA else f"{words} since {axis.clock(start)}"
 
 
-def evidence_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
+def evidence_panel(story: Watched, axis: TimeAxis, prefix: str) -> Panel:
     """Evidence over what decides, so that one line holds for all metrics whatever their share of alpha."""
     title = "Evidence over time"
     looks = timed_looks(story)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AwareDatetime, BeforeValidator, Field
 
@@ -168,15 +168,43 @@ class TransitionRow(Frozen):
 class RequestedApproval(Frozen):
     """A raise that waits for a person."""
 
-    weight: Annotated[int, Field(ge=1, le=100)]
+    weight: Annotated[int, Field(ge=0, le=100)]
     since: AwareDatetime | None = None
     expires: AwareDatetime | None = None
     command: str = ""
     """What the release manager would run to approve."""
 
 
-class ReleaseStory(Frozen):
-    """One release from its source to its end."""
+class Watched(Frozen):
+    """Two versions beside each other for a time, and what was seen of them."""
+
+    words: ClassVar[tuple[str, str]] = ("stable", "canary")
+    """What the tracks `baseline` and `canary` are to a reader."""
+
+    transitions: tuple[TransitionRow, ...] = ()
+    stable_slot: Slot | None = None
+    canary_slot: Slot | None = None
+    looks: tuple[JudgeReport, ...] = ()
+    """The judge's reports over time, of all steps; those without a `time` are left out of the figures."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The judge's chance of passing what is at the margin: a metric passes at an e-value of 1/beta."""
+    traces: tuple[Path, ...] = ()
+    """Files of trace lines (one JSON object a line), in order of time. Lines that cannot be read are counted and named."""
+    trace_lines: tuple[str, ...] = ()
+    """Trace lines given directly, after those of the files."""
+
+
+class Bake(Watched):
+    """The time after a promotion: the old version beside the new one. `stable_slot` is the old version's."""
+
+    words: ClassVar[tuple[str, str]] = ("old version", "new version")
+
+    control_percent: Annotated[int, Field(ge=0, le=50)] = 0
+    """Percent of the requests that stay on the old version."""
+
+
+class ReleaseStory(Watched):
+    """One release from its source to its end. What is watched is the canary."""
 
     release: str
     title: str = ""
@@ -207,17 +235,8 @@ class ReleaseStory(Frozen):
     approval: RequestedApproval | None = None
     started_at: AwareDatetime | None = None
     stages: tuple[StageSeconds, ...] = ()
-    transitions: tuple[TransitionRow, ...] = ()
-    stable_slot: Slot | None = None
-    canary_slot: Slot | None = None
-    looks: tuple[JudgeReport, ...] = ()
-    """The judge's reports over time, of all steps; those without a `time` are left out of the figures."""
-    beta: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """The judge's chance of passing what is at the margin: a metric passes at an e-value of 1/beta."""
-    traces: tuple[Path, ...] = ()
-    """Files of trace lines (one JSON object a line), in order of time. Lines that cannot be read are counted and named."""
-    trace_lines: tuple[str, ...] = ()
-    """Trace lines given directly, after those of the files."""
+    bake: Bake | None = None
+    """None where it was not promoted, or nothing of its bake is at hand."""
     seconds_verdict_to_zero: float | None = None
     """From the verdict `fail` to the moment after which no request reached the canary."""
 

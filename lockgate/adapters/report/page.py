@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lockgate.adapters.report import wording
+from lockgate.adapters.report.canvas import TimeAxis
 from lockgate.adapters.report.counts import errors_panel, requests_panel
 from lockgate.adapters.report.headline import Status, answer, name_of, status_of
 from lockgate.adapters.report.judgement import (
@@ -20,7 +21,7 @@ from lockgate.adapters.report.judgement import (
     verdict_panel,
     was_judged,
 )
-from lockgate.adapters.report.model import ReleaseStory, ReportInput
+from lockgate.adapters.report.model import Bake, ReleaseStory, ReportInput, Watched
 from lockgate.adapters.report.offline import load_panel, recipes_panel, scores_panel
 from lockgate.adapters.report.panels import (
     Panel,
@@ -48,6 +49,10 @@ class ReleaseView:
     scores: Panel | None
     load: Panel | None
     panels: tuple[Panel, ...]
+    bake: tuple[Panel, ...]
+    bake_words: str
+    """What was compared during the bake; empty where there was none."""
+    bake_tracks: dict[str, str]
     no_canary: str
     """Why there are no panels; empty where there are."""
     trace_notes: tuple[str, ...]
@@ -134,20 +139,9 @@ def _release_view(story: ReleaseStory, number: int) -> ReleaseView:
     elif axis is None:
         no_canary = "There is nothing to draw: neither transitions nor looks of the judge nor a trace are at hand."
     else:
-        panels = (
-            weight_panel(story, axis, prefix),
-            verdict_panel(story, axis, prefix),
-            evidence_panel(story, axis, prefix),
-            latency_panel(
-                story, trace, axis, prefix, key="ttft", title="Time to first token", name=_TTFT
-            ),
-            latency_panel(
-                story, trace, axis, prefix, key="itl", title="Inter-token latency", name=_ITL
-            ),
-            errors_panel(story, trace, axis, prefix),
-            requests_panel(story, trace, axis, prefix),
-        )
+        panels = _panels(story, trace, axis, prefix)
     looks = timed_looks(story)
+    bake, bake_notes = _bake(story.bake, f"{prefix}-bake")
     return ReleaseView(
         anchor=f"release-{number}",
         name=name_of(story),
@@ -156,13 +150,52 @@ def _release_view(story: ReleaseStory, number: int) -> ReleaseView:
         scores=scores_panel(story, prefix),
         load=load_panel(story, prefix),
         panels=panels,
+        bake=bake,
+        bake_words=_bake_words(story.bake) if bake else "",
+        bake_tracks=track_names(story.bake) if story.bake is not None else {},
         no_canary=no_canary,
-        trace_notes=_trace_notes(trace) if panels else (),
+        trace_notes=(*(_trace_notes(trace) if panels else ()), *bake_notes),
         tracks=track_names(story),
         last_look=looks[-1][1] if looks else None,
         metrics=tuple(last_metrics(story)),
         elapsed=tuple(axis.clock(t.time.timestamp()) for t in story.transitions) if axis else (),
         started=wording.day_and_time(story.transitions[0].time) if story.transitions else "",
+    )
+
+
+def _panels(story: Watched, trace: Trace, axis: TimeAxis, prefix: str) -> tuple[Panel, ...]:
+    return (
+        weight_panel(story, axis, prefix),
+        verdict_panel(story, axis, prefix),
+        evidence_panel(story, axis, prefix),
+        latency_panel(
+            story, trace, axis, prefix, key="ttft", title="Time to first token", name=_TTFT
+        ),
+        latency_panel(
+            story, trace, axis, prefix, key="itl", title="Inter-token latency", name=_ITL
+        ),
+        errors_panel(story, trace, axis, prefix),
+        requests_panel(story, trace, axis, prefix),
+    )
+
+
+def _bake(bake: Bake | None, prefix: str) -> tuple[tuple[Panel, ...], tuple[str, ...]]:
+    """The panels of a bake, and what is amiss with its trace. None where nothing was watched."""
+    if bake is None or not (bake.looks or bake.traces or bake.trace_lines):
+        return (), ()
+    trace = read_trace(bake.traces, bake.trace_lines)
+    axis = time_axis(bake, trace)
+    if axis is None:
+        return (), ()
+    return _panels(bake, trace, axis, prefix), _trace_notes(trace)
+
+
+def _bake_words(bake: Bake | None) -> str:
+    if bake is None or not bake.control_percent:
+        return "No request stayed on the old version: absolute limits alone were judged."
+    return (
+        f"{bake.control_percent}% of the requests stayed on the old version as control. Where that is not the same load a "
+        "replica, latencies are shown and not judged: fewer requests on a replica make it look faster."
     )
 
 

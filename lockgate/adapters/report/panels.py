@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from lockgate.adapters.report import canvas
 from lockgate.adapters.report.canvas import Drawing, TimeAxis, corner_label, draw_figure, few_ticks
-from lockgate.adapters.report.model import ReleaseStory
+from lockgate.adapters.report.model import Watched
 from lockgate.adapters.report.traces import BASELINE, CANARY, TRACKS, Trace
 from lockgate.adapters.report.windows import (
     MIN_OBSERVATIONS,
@@ -25,6 +25,7 @@ from lockgate.adapters.report.windows import (
     window_edges,
 )
 from lockgate.adapters.report.wording import number
+from lockgate.domain.release_state import Slot
 
 COLOURS = {BASELINE: canvas.STABLE, CANARY: canvas.CANARY}
 _LINES = {BASELINE: ("-", "o"), CANARY: ("-", "D")}
@@ -53,18 +54,20 @@ class Panel:
     """Whether stable and canary are drawn beside each other: then the picture needs their legend."""
 
 
-def track_names(story: ReleaseStory) -> dict[str, str]:
-    """`stable (slot a)` and `canary (slot b)`, as far as the slots are known."""
+def track_names(story: Watched) -> dict[str, str]:
+    """`stable (slot a)` and `canary (slot b)`, or what they are in a bake, as far as the slots are known."""
     slots = {BASELINE: story.stable_slot, CANARY: story.canary_slot}
-    words = {BASELINE: "stable", CANARY: "canary"}
+    words = dict(zip(TRACKS, story.words, strict=True))
+    if slots[BASELINE] is Slot.BASELINE:
+        words[BASELINE], slots[BASELINE] = "fresh baseline of stable", None
     return {
         t: f"{words[t]} (slot {slot.value})" if slot is not None else words[t]
         for t, slot in slots.items()
     }
 
 
-def time_axis(story: ReleaseStory, trace: Trace) -> TimeAxis | None:
-    """From the first to the last thing known about the canary; None where nothing is."""
+def time_axis(story: Watched, trace: Trace) -> TimeAxis | None:
+    """From the first to the last thing known about it; None where nothing is."""
     times = [t.time.timestamp() for t in story.transitions] + [
         look.time for look in story.looks if look.time is not None
     ]
@@ -80,7 +83,7 @@ def time_axis(story: ReleaseStory, trace: Trace) -> TimeAxis | None:
     )
 
 
-def weight_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
+def weight_panel(story: Watched, axis: TimeAxis, prefix: str) -> Panel:
     title = "Weight of the candidate"
     if not story.transitions:
         return Panel("weight", title, "No transition was recorded: the candidate never had weight.")
@@ -144,7 +147,7 @@ def weight_panel(story: ReleaseStory, axis: TimeAxis, prefix: str) -> Panel:
 
 
 def latency_panel(
-    story: ReleaseStory,
+    story: Watched,
     trace: Trace,
     axis: TimeAxis,
     prefix: str,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lockgate.domain.scanning.content import HEAD, TAIL
@@ -47,3 +50,25 @@ def head_and_tail(path: Path) -> tuple[bytes, bytes]:
         size = os.fstat(descriptor).st_size
         file.seek(max(0, size - TAIL))
         return head, file.read(TAIL)
+
+
+class Window:
+    """So many bytes may be in memory at one time, whoever reads them; one large file waits for several small ones."""
+
+    def __init__(self, size: int) -> None:
+        self._left = self._size = size
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, wanted: int) -> Iterator[None]:
+        """Holds `wanted` bytes (at most the whole window) while the block runs."""
+        wanted = min(wanted, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= wanted)
+            self._left -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += wanted
+                self._changed.notify_all()

@@ -9,7 +9,6 @@ from lockgate.adapters.scanners.worker import begin, say
 from lockgate.domain.scanning import templates
 
 MEMORY = 1 << 30
-CPU_SECONDS = 2
 
 
 def _render(template: jinja2.Template, sample: dict[str, object]) -> tuple[str, str]:
@@ -40,7 +39,7 @@ def _render(template: jinja2.Template, sample: dict[str, object]) -> tuple[str, 
 
 
 def main() -> None:
-    job = begin(MEMORY, cpu_seconds=CPU_SECONDS)
+    job = begin(MEMORY, cpu_seconds=None)
     try:
         template = templates.sandbox().from_string(job["template"])
     except (jinja2.TemplateError, RecursionError, MemoryError, OverflowError) as error:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -23,6 +24,7 @@ from lockgate.domain.evidence import Finding, ScanEvidence, ScannerRun, ScannerS
 from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import ImageScanPolicy
 from lockgate.domain.scanning.trivy_report import SCANNER, parse_report
+from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, parse_json
 from lockgate.errors import EnvironmentMissing, ScannerError
 from lockgate.supervision import log_tail, run_program
 
@@ -219,6 +221,7 @@ def _scan(
         runs=tuple(runs),
         findings=findings,
         seconds=time.monotonic() - began,
+        scanned_at=datetime.now(UTC),
     )
 
 
@@ -313,11 +316,14 @@ def _single_image_layout(layout: Path, digest: Digest, into: Path) -> None:
         raise ScannerError(f"the layout does not hold {digest}: {error.strerror}") from error
     if Digest.of_bytes(body) != digest:
         raise ScannerError(f"the blob of manifest {digest} has other bytes")
-    media_type = json.loads(body).get("mediaType", "application/vnd.oci.image.manifest.v1+json")
+    try:
+        media_type = parse_json(body).get("mediaType", IMAGE_MANIFEST)
+    except (ValueError, AttributeError) as error:
+        raise ScannerError(f"{digest} is not a manifest") from error
     descriptor = {"mediaType": media_type, "digest": str(digest), "size": size}
     index = {
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "mediaType": IMAGE_INDEX,
         "manifests": [descriptor],
     }
     (into / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))

@@ -71,17 +71,18 @@ def call_worker(module: str, job: dict[str, Any], *, log: Path, timeout: float) 
     return WorkerAnswer(tuple(events), ended)
 
 
-def begin(memory: int, cpu_seconds: int, file_size: int = 64 << 20) -> dict[str, Any]:
+def begin(memory: int, cpu_seconds: int | None, file_size: int = 64 << 20) -> dict[str, Any]:
     """Called first by a worker: takes the environment away, sets the limits (bytes, seconds), returns the job.
 
-    `file_size` is the largest file it may write, in bytes: its own log on standard error.
+    `cpu_seconds`: None where the job says it. `file_size` is the largest file it may write, in bytes: its own log on standard error.
     """
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
     os.environ.clear()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     # What importing took on a slow machine is not the job's.
-    limit = math.ceil(time.process_time()) + cpu_seconds
+    seconds = int(job["cpu_seconds"]) if cpu_seconds is None else cpu_seconds
+    limit = math.ceil(time.process_time()) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

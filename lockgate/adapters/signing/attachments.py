@@ -5,13 +5,12 @@ Sources: cosign v3 (bundles as OCI 1.1 referrers), cosign's SIGNATURE_SPEC (`sha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lockgate.adapters.signing.dsse import BUNDLE_TYPE
-from lockgate.domain.digests import Digest, canonical_json
+from lockgate.domain.digests import Digest, canonical_json, read_json
 from lockgate.domain.images import ImageRef
 from lockgate.domain.stores import (
     EMPTY_BODY,
@@ -25,6 +24,9 @@ from lockgate.domain.stores import (
 from lockgate.errors import IntegrityError
 
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
+LEGACY_SIGNATURE = "dev.cosignproject.cosign/signature"
+CERTIFICATE = "dev.sigstore.cosign/certificate"
+"""Of a legacy signature by an identity; a key's has none."""
 _LARGEST = 32 * 1024 * 1024
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 
@@ -95,7 +97,7 @@ def legacy_payload(ref: ImageRef) -> bytes:
 def digest_in_legacy_payload(payload: bytes) -> Digest:
     """The image digest a legacy payload is about. Raises `ValueError`."""
     try:
-        critical = json.loads(payload)["critical"]
+        critical = read_json(payload)["critical"]
         if critical["type"] != "cosign container image signature":
             raise ValueError(f"payload type {critical['type']!r}")
         return Digest(critical["image"]["docker-manifest-digest"])
@@ -148,7 +150,7 @@ def legacy_signatures(store: ImageStore, ref: ImageRef) -> Iterator[LegacySignat
 
 def blobs_of(manifest: bytes) -> list[Descriptor]:
     """Config and layers of an image; none for an index, whose images stand in manifests of their own. Raises `ValueError`."""
-    data = json.loads(manifest)
+    data = read_json(manifest)
     try:
         if "manifests" in data:
             return []
@@ -159,7 +161,7 @@ def blobs_of(manifest: bytes) -> list[Descriptor]:
 
 def _layers(body: bytes, what: str) -> list[Descriptor]:
     try:
-        manifest: Any = json.loads(body)
+        manifest: Any = read_json(body)
         return [Descriptor.from_data(layer) for layer in manifest["layers"]]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{what} is not the manifest of a signature") from error

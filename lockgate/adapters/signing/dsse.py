@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from lockgate.domain.digests import canonical_json
+from lockgate.domain.digests import canonical_json, read_json
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -60,7 +59,7 @@ def has_certificate(bundle: Any) -> bool:
 
 def parse_bundle(body: bytes) -> Any:
     """The bundle as data. Raises `ValueError` if it is none."""
-    bundle = json.loads(body)
+    bundle = read_json(body)
     kind = bundle.get("mediaType") if isinstance(bundle, dict) else None
     if not isinstance(kind, str) or not kind.startswith("application/vnd.dev.sigstore.bundle"):
         raise ValueError(f"not a Sigstore bundle: {kind!r}")

@@ -1,4 +1,4 @@
-"""Self-managed release keys: ECDSA P-256, PEM.
+"""Self-managed release keys: ECDSA P-256, PEM, encrypted (PKCS#8, or cosign's own format) or not.
 
 Where there is no Internet, or no Sigstore, the key is the identity. Sources: RFC 5915, RFC 5958; cosign signs the same way.
 """
@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import os
+from abc import abstractmethod
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -21,17 +22,26 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_der_private_key,
     load_pem_private_key,
     load_pem_public_key,
 )
 
+from lockgate.adapters.signing.attachments import LEGACY_SIGNATURE
+from lockgate.adapters.signing.cosign_keys import (
+    WrongPassword,
+    decrypt_cosign_key,
+    is_cosign_key,
+)
 from lockgate.adapters.signing.dsse import Envelope, key_bundle, pre_authentication_encoding
 from lockgate.adapters.signing.signer import Signer
 from lockgate.domain.policy import SigningPolicy
 from lockgate.errors import SigningError
 
-LEGACY_SIGNATURE = "dev.cosignproject.cosign/signature"
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
+_HINT = (
+    "set LOCKGATE_SIGNING_KEY_PASSPHRASE, or name a file with LOCKGATE_SIGNING_KEY_PASSPHRASE_FILE"
+)
 
 
 def generate_key(private: Path, public: Path, passphrase: str | None = None) -> None:
@@ -80,12 +90,6 @@ def _public_pem(key: ec.EllipticCurvePublicKey) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def key_hint(key: ec.EllipticCurvePublicKey) -> str:
-    """What a bundle says about the key it needs: base64 of the sha256 over its DER form."""
-    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return base64.b64encode(hashlib.sha256(der).digest()).decode()
-
-
 class PublicKey:
     """A key whose signatures count."""
 
@@ -100,9 +104,19 @@ class PublicKey:
         self._key = key
 
     @property
+    def pem(self) -> str:
+        return _public_pem(self._key)
+
+    @property
+    def hint(self) -> str:
+        """What a bundle says about the key it needs: base64 of the sha256 over its DER form."""
+        der = self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+    @property
     def name(self) -> str:
         """The key's fingerprint, for people."""
-        return f"key {key_hint(self._key)}"
+        return f"key {self.hint}"
 
     def has_signed(self, message: bytes, signature: bytes) -> bool:
         try:
@@ -112,49 +126,86 @@ class PublicKey:
         return True
 
 
-class KeySigner(Signer):
-    """Signs with a private key from a file or a PEM."""
+class EcdsaSigner(Signer):
+    """Signs with one ECDSA P-256 key, wherever it lies. Signatures are DER."""
 
-    def __init__(self, private_key: Path | str | bytes, passphrase: str | None = None) -> None:
-        """Raises `SigningError` if the key cannot be read; its content is never repeated."""
-        what = str(private_key) if isinstance(private_key, Path) else "the given key"
-        try:
-            if isinstance(private_key, Path):
-                pem = private_key.read_bytes()
-            else:
-                pem = private_key.encode() if isinstance(private_key, str) else private_key
-            key = load_pem_private_key(pem, passphrase.encode() if passphrase else None)
-        except OSError as error:
-            raise SigningError(
-                f"the private key {what} cannot be read: {error.strerror}",
-                hint="`lockgate init` makes one",
-            ) from error
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            # TypeError: a passphrase is missing, or given for a key that has none.
-            raise SigningError(
-                f"{what} is not a private key, or the passphrase is not its own"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-            raise SigningError(f"{what} is not an ECDSA P-256 key")
-        self._key = key
+    @property
+    @abstractmethod
+    def public_key(self) -> PublicKey: ...
+
+    @abstractmethod
+    def _sign(self, message: bytes) -> bytes: ...
 
     @property
     def public_pem(self) -> str:
         """The public half, as `policy.yaml` holds it."""
-        return _public_pem(self._key.public_key())
+        return self.public_key.pem
 
     @property
     def name(self) -> str:
-        return f"key {key_hint(self._key.public_key())}"
+        return self.public_key.name
 
     @property
     def own_policy(self) -> SigningPolicy:
         return SigningPolicy(public_keys=(self.public_pem,))
 
     def _sign_statement(self, statement: bytes) -> bytes:
-        signature = self._key.sign(pre_authentication_encoding(statement), _ALGORITHM)
-        return key_bundle(Envelope(statement, signature), key_hint(self._key.public_key()))
+        signature = self._sign(pre_authentication_encoding(statement))
+        return key_bundle(Envelope(statement, signature), self.public_key.hint)
 
     def _sign_payload(self, payload: bytes) -> dict[str, str]:
-        signature = self._key.sign(payload, _ALGORITHM)
-        return {LEGACY_SIGNATURE: base64.b64encode(signature).decode()}
+        return {LEGACY_SIGNATURE: base64.b64encode(self._sign(payload)).decode()}
+
+
+class KeySigner(EcdsaSigner):
+    """Signs with a private key from a file or a PEM."""
+
+    def __init__(self, private_key: Path | str | bytes, passphrase: str | None = None) -> None:
+        """Raises `SigningError` if the key cannot be read or opened; neither its content nor the passphrase is repeated."""
+        what = str(private_key) if isinstance(private_key, Path) else "the given key"
+        try:
+            if isinstance(private_key, Path):
+                pem = private_key.read_bytes()
+            else:
+                pem = private_key.encode() if isinstance(private_key, str) else private_key
+        except OSError as error:
+            raise SigningError(
+                f"the private key {what} cannot be read: {error.strerror}",
+                hint="`lockgate init` makes one",
+            ) from error
+        key = _private_key(pem, passphrase or "", what)
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+            raise SigningError(f"{what} is not an ECDSA P-256 key")
+        self._key = key
+
+    @property
+    def public_key(self) -> PublicKey:
+        return PublicKey(_public_pem(self._key.public_key()))
+
+    def _sign(self, message: bytes) -> bytes:
+        return self._key.sign(message, _ALGORITHM)
+
+
+def _private_key(pem: bytes, passphrase: str, what: str) -> object:
+    """Raises `SigningError` that tells a missing passphrase, a wrong one, and a file that holds no key apart."""
+    own_format = is_cosign_key(pem)
+    encrypted = own_format or b"ENCRYPTED" in pem
+    try:
+        if own_format:
+            return load_der_private_key(decrypt_cosign_key(pem, passphrase.encode()), None)
+        return load_pem_private_key(pem, passphrase.encode() or None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # TypeError: a passphrase is missing, or given for a key that has none. ValueError: a wrong one, or no key.
+        if encrypted and not passphrase and isinstance(error, TypeError | WrongPassword):
+            raise SigningError(
+                f"{what} is encrypted, and no passphrase is given", hint=_HINT
+            ) from error
+        if isinstance(error, WrongPassword) or (encrypted and "password" in str(error).lower()):
+            raise SigningError(f"the passphrase does not open {what}", hint=_HINT) from error
+        if passphrase and isinstance(error, TypeError):
+            raise SigningError(
+                f"{what} is not encrypted, and a passphrase is given",
+                hint="leave the passphrase out",
+            ) from error
+        why = f": {error}" if own_format else ""
+        raise SigningError(f"{what} is not a private key{why}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from lockgate.adapters.signing import attachments
-from lockgate.adapters.signing.keys import LEGACY_SIGNATURE, PublicKey
+from lockgate.adapters.signing.keys import PublicKey
+from lockgate.adapters.signing.legacy import legacy_signer
 from lockgate.adapters.signing.signer import Signer
 from lockgate.adapters.signing.verification import SignedStatement, verify
 from lockgate.domain.attestation import SIGNATURE_TYPE, statement
@@ -17,6 +16,7 @@ from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.stores import ImageStore
+from lockgate.errors import VerificationError
 
 
 def _now() -> datetime:
@@ -28,8 +28,8 @@ def sign_image(
 ) -> None:
     """Sign the image in both forms that verifiers look for: cosign v3's bundle as a referrer, and the legacy `.sig` tag.
 
-    Forms that this signer wrote before are left alone. Keyless signers write the bundle only. Raises `SigningError`,
-    `RegistryError`; a missing image is a `RegistryError`.
+    Forms that this signer wrote before are left alone. Without a promise of its log a keyless signer has no legacy form. Raises
+    `SigningError`, `RegistryError`; a missing image is a `RegistryError`.
     """
     if _said_before(store, ref, signer, SIGNATURE_TYPE, {}) is None:
         bundle = signer.sign_statement(statement(ref, SIGNATURE_TYPE, {}))
@@ -67,14 +67,7 @@ def attest(
 def _said_before(
     store: ImageStore, ref: ImageRef, signer: Signer, predicate_type: str, predicate: dict[str, Any]
 ) -> SignedStatement | None:
-    report = verify(
-        store,
-        ref,
-        signer.own_policy,
-        candidate=None,
-        require_gates=(),
-        trust_config=signer.trust_config,
-    )
+    report = verify(store, ref, signer.own_policy, candidate=None, require_gates=())
     if report.outage is not None:
         raise report.outage
     for signed in report.statements:
@@ -85,15 +78,14 @@ def _said_before(
 
 
 def _has_legacy(store: ImageStore, ref: ImageRef, signer: Signer) -> bool:
-    keys = [PublicKey(pem) for pem in signer.own_policy.public_keys]
+    policy = signer.own_policy
+    keys = [PublicKey(pem) for pem in policy.public_keys]
     for legacy in attachments.legacy_signatures(store, ref):
         try:
-            signature = base64.b64decode(legacy.annotations[LEGACY_SIGNATURE], validate=True)
-            digest = attachments.digest_in_legacy_payload(legacy.payload)
-        except (KeyError, binascii.Error, ValueError):
+            legacy_signer(legacy, ref.digest, policy, keys)
+        except VerificationError:
             continue
-        if digest == ref.digest and any(k.has_signed(legacy.payload, signature) for k in keys):
-            return True
+        return True
     return False
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import final
 
-from lockgate.domain.attestation import GATE_TYPE, PASSED, GatePredicate, parse_statement
+from lockgate.domain.attestation import (
+    GATE_TYPE,
+    PASSED,
+    RUNTIME_TYPE,
+    GatePredicate,
+    RuntimePredicate,
+    Statement,
+    parse_statement,
+)
 from lockgate.domain.digests import Digest
 from lockgate.domain.policy import SigningPolicy
 from lockgate.errors import Refused, SigningError
@@ -18,9 +25,6 @@ class Signer(ABC):
     Verifiers in the field (cosign, Kyverno) accept any statement by a trusted key, many without a look at what it says. So a
     statement that a candidate failed is never signed: once it exists it can be taken for an approval.
     """
-
-    trust_config: Path | None = None
-    """Sigstore's trust configuration that its signatures are verified with; None for keys and the public instance."""
 
     @property
     @abstractmethod
@@ -58,6 +62,8 @@ class Signer(ABC):
                 )
             if gate.model.digest != parsed.subjects[0]:
                 raise Refused(f"the gate predicate is about {gate.model}, not {parsed.subjects[0]}")
+        if parsed.predicate_type == RUNTIME_TYPE:
+            _check_runtime(parsed)
         return self._sign_statement(statement)
 
     @final
@@ -72,3 +78,12 @@ class Signer(ABC):
 
     @abstractmethod
     def _sign_payload(self, payload: bytes) -> dict[str, str] | None: ...
+
+
+def _check_runtime(parsed: Statement) -> None:
+    try:
+        runtime = RuntimePredicate.model_validate(parsed.predicate)
+    except ValueError as error:
+        raise Refused(f"a runtime predicate that is not sound is never signed: {error}") from error
+    if runtime.image.digest != parsed.subjects[0]:
+        raise Refused(f"the runtime predicate is about {runtime.image}, not {parsed.subjects[0]}")

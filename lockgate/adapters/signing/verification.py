@@ -6,25 +6,25 @@ rule that can fail is reported, not only the first.
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from lockgate.adapters.signing import attachments
 from lockgate.adapters.signing.dsse import envelope_of, has_certificate, parse_bundle
-from lockgate.adapters.signing.keys import LEGACY_SIGNATURE, PublicKey
+from lockgate.adapters.signing.keys import PublicKey
+from lockgate.adapters.signing.legacy import key_of, legacy_signer
 from lockgate.domain.attestation import (
     GATE_TYPE,
     PASSED,
     PROVENANCE_TYPE,
+    RUNTIME_TYPE,
     SIGNATURE_TYPE,
     GatePredicate,
+    RuntimePredicate,
     Statement,
-    check_provenance,
+    origin_of,
     parse_statement,
 )
 from lockgate.domain.digests import Digest
@@ -32,14 +32,16 @@ from lockgate.domain.gates.base import Decision
 from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import SigningPolicy
 from lockgate.domain.stores import Descriptor, ImageStore
-from lockgate.errors import IntegrityError, LockgateError, VerificationError
+from lockgate.errors import IntegrityError, LockgateError, RegistryError, VerificationError
 
 _CLOCK_SKEW = timedelta(minutes=5)
+RELEASE_HINT = "release it with `lockgate release`, which signs what passed; never sign by hand"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A rule that does not hold. Rules: `policy`, `image`, `layers`, `signature`, `gate`, `provenance`, `store`."""
+    """A rule that does not hold. Rules: `policy`, `image`, `layers`, `signature`, `gate`, `age`, `provenance`, `builder`,
+    `source`, `scan` (of a runtime), `store`."""
 
     rule: str
     message: str
@@ -67,6 +69,8 @@ class VerificationReport:
     signer: str | None = None
     statements: tuple[SignedStatement, ...] = ()
     gate: GatePredicate | None = None
+    runtime: RuntimePredicate | None = None
+    """Of a runtime image: what its newest import attests."""
     ignored: tuple[str, ...] = ()
     """Attachments that count for nothing: other keys' signatures, malformed ones."""
     outage: LockgateError | None = field(default=None, compare=False)
@@ -76,14 +80,14 @@ class VerificationReport:
     def ok(self) -> bool:
         return not self.failures
 
-    def require(self) -> None:
+    def require(self, hint: str = RELEASE_HINT) -> None:
         """Raises `VerificationError` with every failed rule; the store's own error where it could not be asked."""
         if self.outage is not None:
             raise self.outage
         if self.failures:
             raise VerificationError(
                 f"{self.image} is refused: " + "; ".join(map(str, self.failures)),
-                hint="release it with `lockgate release`, which signs what passed; never sign by hand",
+                hint=hint,
             )
 
     def to_data(self) -> dict[str, Any]:
@@ -95,6 +99,7 @@ class VerificationReport:
             "signer": self.signer,
             "attestations": sorted({s.statement.predicate_type for s in self.statements}),
             "gate": self.gate.to_data() if self.gate else None,
+            "runtime": self.runtime.to_data() if self.runtime else None,
             "ignored": list(self.ignored),
         }
 
@@ -108,30 +113,52 @@ def verify(
     require_gates: Sequence[str],
     max_age: timedelta | None = None,
     now: datetime | None = None,
-    trust_config: Path | None = None,
 ) -> VerificationReport:
     """Check an image against a policy. Never raises: an unreachable store is a failed rule (`store`).
 
     With `candidate` (a model image) there must be a signed gate predicate for exactly that candidate, in which every one of
-    `require_gates` passed and none failed, and signed provenance; `max_age`, with `now` (aware), bounds the time since the
-    gate's decision. Without one (a runtime image, or a model before it has a candidate) and without required gates, only
-    image and signature are looked at. Contents of layers are not hashed here: that is done by whoever reads them.
+    `require_gates` passed and none failed, and signed provenance of a builder and a source that the policy lists; `max_age`,
+    with `now` (aware), bounds the time since the gate's decision. With required gates but no candidate any candidate of the
+    image counts. Without either (a runtime image) only image and signature are looked at. Contents of layers are not hashed
+    here: that is done by whoever reads them.
     """
+    return _answer(
+        ref, lambda: _Check(store, ref, policy).run(candidate, require_gates, max_age, now)
+    )
+
+
+def verify_runtime(
+    store: ImageStore,
+    ref: ImageRef,
+    policy: SigningPolicy,
+    *,
+    max_age: timedelta | None = None,
+    now: datetime | None = None,
+) -> VerificationReport:
+    """Check a runtime image: whole, and signed by whom the policy names. Never raises.
+
+    Where an import is attested, the newest must be of within `max_age` before `now` (aware). The embedded cluster's
+    description of itself has none: there is nothing in it to scan.
+    """
+    return _answer(ref, lambda: _Check(store, ref, policy).run_runtime(max_age, now))
+
+
+def _answer(ref: ImageRef, check: Callable[[], VerificationReport]) -> VerificationReport:
     try:
-        return _Check(store, ref, policy, trust_config).run(candidate, require_gates, max_age, now)
+        return check()
     except LockgateError as error:
-        failure = Failure("store", error.message)
-        return VerificationReport(ref, (failure,), outage=error)
+        outage = error
+    except RecursionError:
+        # Of an index or a manifest that the store reads for us: whoever may write there can make one.
+        outage = RegistryError(f"what is stored beside {ref} nests too deeply to be read")
+    return VerificationReport(ref, (Failure("store", outage.message),), outage=outage)
 
 
 class _Check:
     """One verification under way."""
 
-    def __init__(
-        self, store: ImageStore, ref: ImageRef, policy: SigningPolicy, trust_config: Path | None
-    ) -> None:
+    def __init__(self, store: ImageStore, ref: ImageRef, policy: SigningPolicy) -> None:
         self._store, self._ref, self._policy = store, ref, policy
-        self._trust_config = trust_config
         self._failures: list[Failure] = []
         self._ignored: list[str] = []
         self._keys: list[PublicKey] = []
@@ -152,7 +179,9 @@ class _Check:
         if candidate is not None or require_gates:
             gate = self._gate(statements, candidate, require_gates)
             if gate is not None and max_age is not None:
-                self._age(gate, max_age, now)
+                self._within("decided by the gates", gate.decided, max_age, now)
+                if gate.scanned is not None:
+                    self._within("scanned", gate.scanned, max_age, now)
             self._provenance(statements)
         return VerificationReport(
             self._ref,
@@ -162,6 +191,34 @@ class _Check:
             gate=gate,
             ignored=tuple(self._ignored),
         )
+
+    def run_runtime(self, max_age: timedelta | None, now: datetime | None) -> VerificationReport:
+        self._read_policy()
+        if not self._image_is_whole():
+            return VerificationReport(self._ref, tuple(self._failures))
+        statements = self._signed_statements()
+        signer = self._signature(statements)
+        runtime = self._runtime(statements)
+        if runtime is not None and max_age is not None:
+            self._within("scanned", runtime.scanned, max_age, now)
+        return VerificationReport(
+            self._ref,
+            tuple(self._failures),
+            signer=signer,
+            statements=tuple(statements),
+            runtime=runtime,
+            ignored=tuple(self._ignored),
+        )
+
+    def _runtime(self, statements: Sequence[SignedStatement]) -> RuntimePredicate | None:
+        found = []
+        for signed in statements:
+            if signed.statement.predicate_type == RUNTIME_TYPE:
+                try:
+                    found.append(RuntimePredicate.model_validate(signed.statement.predicate))
+                except ValueError as error:
+                    self._fail("scan", f"{signed.bundle}: runtime predicate: {error}")
+        return max(found, key=lambda predicate: predicate.scanned, default=None)
 
     def _fail(self, rule: str, message: str) -> None:
         self._failures.append(Failure(rule, message))
@@ -215,11 +272,11 @@ class _Check:
             # Imported here: Sigstore's library takes longer to load than everything else takes to run.
             from lockgate.adapters.signing.keyless import verify_keyless
 
-            payload = verify_keyless(body, self._policy, self._trust_config)
+            payload = verify_keyless(body, self._policy)
             signer = f"{self._policy.identity} ({self._policy.issuer})"
         else:
             envelope = envelope_of(bundle)
-            key = self._key_of(envelope.signed_bytes, envelope.signature)
+            key = key_of(self._keys, envelope.signed_bytes, envelope.signature)
             if key is None:
                 raise VerificationError("not signed by a key of the policy")
             payload, signer = envelope.payload, key.name
@@ -228,35 +285,18 @@ class _Check:
             raise VerificationError(f"signed for {', '.join(statement.subjects)}")
         return statement, signer
 
-    def _key_of(self, message: bytes, signature: bytes) -> PublicKey | None:
-        return next((k for k in self._keys if k.has_signed(message, signature)), None)
-
     def _signature(self, statements: Sequence[SignedStatement]) -> str | None:
         for signed in statements:
             if signed.statement.predicate_type == SIGNATURE_TYPE:
                 return signed.signer
         for legacy in attachments.legacy_signatures(self._store, self._ref):
-            key = self._legacy_key(legacy)
-            if key is not None:
-                return key.name
+            try:
+                return legacy_signer(legacy, self._ref.digest, self._policy, self._keys)
+            except VerificationError as error:
+                self._ignored.append(f"legacy signature: {error.message}")
         reasons = "; ".join(self._ignored[:3])
         self._fail("signature", f"no signature by the policy's signer ({reasons or 'none at all'})")
         return None
-
-    def _legacy_key(self, legacy: attachments.LegacySignature) -> PublicKey | None:
-        try:
-            signature = base64.b64decode(legacy.annotations[LEGACY_SIGNATURE], validate=True)
-            digest = attachments.digest_in_legacy_payload(legacy.payload)
-        except (KeyError, binascii.Error, ValueError) as error:
-            self._ignored.append(f"legacy signature: {error!r}")
-            return None
-        if digest != self._ref.digest:
-            self._ignored.append(f"legacy signature: signed for {digest}")
-            return None
-        key = self._key_of(legacy.payload, signature)
-        if key is None:
-            self._ignored.append("legacy signature: not signed by a key of the policy")
-        return key
 
     def _gate(
         self,
@@ -301,23 +341,38 @@ class _Check:
                 self._fail("gate", f"required gate {name} has not passed for {newest.candidate}")
         return newest
 
-    def _age(self, gate: GatePredicate, max_age: timedelta, now: datetime | None) -> None:
+    def _within(
+        self, what: str, moment: datetime, max_age: timedelta, now: datetime | None
+    ) -> None:
         if now is None:
             raise ValueError("max_age needs now")
-        if not -_CLOCK_SKEW <= now - gate.decided <= max_age:
-            self._fail("gate", f"decided at {gate.decided_at}, not within {max_age} before {now}")
+        if not -_CLOCK_SKEW <= now - moment <= max_age:
+            said = f"{what} at {moment.isoformat()}"
+            self._fail("age", f"{said}, not within {max_age.days} days before {now.isoformat()}")
 
     def _provenance(self, statements: Sequence[SignedStatement]) -> None:
-        problems = []
+        """One sound statement that satisfies the policy is enough: the same bytes may have been made twice."""
+        allowed = self._policy.provenance
+        problems: list[Failure] = []
         for signed in statements:
-            if signed.statement.predicate_type == PROVENANCE_TYPE:
-                try:
-                    check_provenance(signed.statement.predicate)
-                except ValueError as error:
-                    problems.append(str(error))
-                else:
-                    return
-        self._fail("provenance", "; ".join(problems) or "no signed SLSA provenance")
+            if signed.statement.predicate_type != PROVENANCE_TYPE:
+                continue
+            try:
+                origin = origin_of(signed.statement.predicate)
+            except ValueError as error:
+                problems.append(Failure("provenance", str(error)))
+                continue
+            wrong = []
+            if origin.builder not in allowed.builders:
+                wrong.append(
+                    Failure("builder", f"{origin.builder!r} is not a builder of the policy")
+                )
+            if not allowed.takes_source(origin.source):
+                wrong.append(Failure("source", f"{origin.source!r} is not a source of the policy"))
+            if not wrong:
+                return
+            problems += wrong
+        self._failures += problems or [Failure("provenance", "no signed SLSA provenance")]
 
 
-__all__ = ["Failure", "SignedStatement", "VerificationReport", "verify"]
+__all__ = ["Failure", "SignedStatement", "VerificationReport", "verify", "verify_runtime"]

@@ -19,13 +19,14 @@ from pydantic import ValidationError
 from lockgate.adapters.sources.directory import read_snapshot
 from lockgate.adapters.sources.transfer import Interrupted
 from lockgate.domain.base import Frozen
-from lockgate.domain.sources import ModelRevision, Snapshot, Source, SourceKind
+from lockgate.domain.sources import FileSelection, ModelRevision, Snapshot, Source, SourceKind
 from lockgate.errors import IntegrityError, SourceError, StorageFull
 
 
 class _Record(Frozen):
     revision: ModelRevision
     snapshot: Snapshot
+    files: FileSelection = FileSelection()
 
 
 def _record_path(directory: Path) -> Path:
@@ -57,7 +58,7 @@ class Delivery:
 
     def __init__(self, directory: Path, source: Source, revision: ModelRevision) -> None:
         self._directory = directory
-        self._kind = source.kind
+        self._kind, self._files = source.kind, source.files
         self._revision = revision
         self.staging = directory.parent / f".{directory.name}.partial"
         self.done = self._find()
@@ -74,7 +75,9 @@ class Delivery:
             snapshot = read_snapshot(self._directory)
             if snapshot.digest.hex[:40] == self._revision.commit:
                 return self.recorded(snapshot)
-        elif record.revision == self._revision and _sizes_match(self._directory, record.snapshot):
+        elif (record.revision, record.files) == (self._revision, self._files) and _sizes_match(
+            self._directory, record.snapshot
+        ):
             return record.snapshot
         raise SourceError(
             f"{self._directory} is there and is not {self._revision}",
@@ -83,7 +86,7 @@ class Delivery:
 
     def recorded(self, snapshot: Snapshot) -> Snapshot:
         """Record a directory that is in its place already."""
-        record = _Record(revision=self._revision, snapshot=snapshot)
+        record = _Record(revision=self._revision, snapshot=snapshot, files=self._files)
         path = _record_path(self._directory)
         temporary = path.with_name(f".{path.name}.new")
         with temporary.open("w", encoding="utf-8") as file:

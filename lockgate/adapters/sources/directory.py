@@ -14,13 +14,17 @@ from pydantic import ValidationError
 
 from lockgate.adapters.sources.transfer import CHUNK, Meter, Progress, in_parallel, require_space
 from lockgate.domain.digests import Digest
-from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile
+from lockgate.domain.sources import (
+    BOOKKEEPING,
+    FileSelection,
+    ModelRevision,
+    Snapshot,
+    SnapshotFile,
+)
 from lockgate.errors import SourceError
 
 MAX_FILES = 10_000
 MAX_SMALL_BYTES = 16 << 20
-BOOKKEEPING = (".git", ".cache")
-"""Directories at the top that belong to tools (Git, huggingface_hub), not to the model."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ def directory_revision(root: Path, snapshot: Snapshot) -> ModelRevision:
     return ModelRevision(repo=root.resolve().name or "model", commit=snapshot.digest.hex[:40])
 
 
-def walk(root: Path) -> list[FoundFile]:
-    """All regular files below `root`, sorted. Raises `SourceError` on a link, a special file or a name that is not clean."""
+def walk(root: Path, *, strict: bool = True) -> list[FoundFile]:
+    """All regular files below `root`, sorted. Raises `SourceError` on a link or a special file, which are left out where it
+    is not to be `strict`."""
     found: list[FoundFile] = []
     pending = [""]
     while pending:
@@ -67,6 +72,8 @@ def walk(root: Path) -> list[FoundFile]:
                 pending.append(relative)
             elif stat.S_ISREG(status.st_mode):
                 found.append(FoundFile(relative, status.st_size))
+            elif not strict:
+                continue
             elif stat.S_ISLNK(status.st_mode):
                 raise SourceError(
                     f"{root / relative} is a symbolic link",
@@ -89,14 +96,39 @@ def snapshot_file(path: str, size: int, digest: Digest) -> SnapshotFile:
         raise SourceError(f"a file's name cannot be used: {path!r}") from error
 
 
+def selected(found: list[FoundFile], files: FileSelection, root: Path) -> list[FoundFile]:
+    """Those of `found` that are meant. Raises `SourceError` if none is."""
+    taken = [file for file in found if files.takes(file.path)]
+    if not taken:
+        raise SourceError(f"{root} has no file that is selected by {files}")
+    return taken
+
+
+def is_clean_name(path: str) -> bool:
+    """Whether a snapshot may hold a file of this name."""
+    try:
+        snapshot_file(path, 0, Digest.of_bytes(b""))
+    except SourceError:
+        return False
+    return True
+
+
 def read_snapshot(
     directory: Path,
     *,
     workers: int = 4,
     progress: Progress | None = None,
+    strict: bool = True,
+    files: FileSelection = FileSelection(),  # noqa: B008 - frozen
 ) -> Snapshot:
-    """Hash every file of `directory`. Raises `SourceError` for links, special files and what cannot be read."""
-    return _process(directory, walk(directory), None, workers, progress)
+    """Hash every file of `directory` that `files` selects. Raises `SourceError` for what cannot be read, and where it is `strict` for links,
+    special files and names that no snapshot may hold; else these are left out, for a scan to find."""
+    found = selected(walk(directory, strict=strict), files, directory)
+    if not strict:
+        found = [file for file in found if is_clean_name(file.path)]
+        if not found:
+            raise SourceError(f"{directory} has no regular files")
+    return _process(directory, found, None, workers, progress)
 
 
 def copy_tree(
@@ -105,15 +137,16 @@ def copy_tree(
     *,
     workers: int = 4,
     progress: Progress | None = None,
+    files: FileSelection = FileSelection(),  # noqa: B008 - frozen
 ) -> Snapshot:
-    """Copy `root` to `target` (made here), hashing the bytes that are written as they pass. Files 0644."""
-    files = walk(root)
-    require_space(target.parent, sum(file.size for file in files), str(root))
+    """Copy what `files` selects of `root` to `target` (made here), hashing the bytes that are written as they pass. Files 0644."""
+    found = selected(walk(root), files, root)
+    require_space(target.parent, sum(file.size for file in found), str(root))
     if target.is_relative_to(root):
         raise SourceError(f"{target.parent} lies inside the source {root}")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    return _process(root, files, target, workers, progress)
+    return _process(root, found, target, workers, progress)
 
 
 def small_files(root: Path, names: Collection[str]) -> dict[str, bytes]:

@@ -39,6 +39,7 @@ from pydantic import ValidationError
 from lockgate.adapters.sources.directory import MAX_SMALL_BYTES, snapshot_file
 from lockgate.adapters.sources.transfer import (
     CHUNK,
+    INCOMPLETE,
     Interrupted,
     Meter,
     Progress,
@@ -57,8 +58,6 @@ DEFAULT_IGNORE = (
 """The same weights in other formats, and pictures. Used only where the repository has safetensors weights."""
 
 MAX_REWINDS = 2
-_INCOMPLETE = ".incomplete"
-"""Directory in the staging directory for files that have not arrived whole."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def download(
     """Download into `staging` (made here, or left there by a transfer that broke off) and hash each file once."""
     with _translated(source):
         listed = _list_files(source, revision, endpoint, token, timeout)
-        wanted = select(listed, ignore)
+        wanted = select(listed, source, ignore)
         staging.mkdir(exist_ok=True)
         arrived = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
         require_space(staging, sum(f.size for f in wanted) - arrived, str(source))
@@ -112,7 +111,7 @@ def download(
             return _bring(source, staging, file, url, headers, meter)
 
         snapshot = Snapshot.of(in_parallel(one, wanted, workers))
-    shutil.rmtree(staging / _INCOMPLETE, ignore_errors=True)
+    shutil.rmtree(staging / INCOMPLETE, ignore_errors=True)
     _remove_leftovers(staging, snapshot)
     return snapshot
 
@@ -126,10 +125,11 @@ def peek(
     token: str | None,
     ignore: tuple[str, ...],
     timeout: float,
-) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """Names of all files that a download would bring, and the content of those of `names`, compared with what the Hub lists."""
+) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Names and sizes of all files that a download would bring, and the content of those of `names`, compared with what the Hub lists."""
     with _translated(source), tempfile.TemporaryDirectory() as place:
-        wanted = select(_list_files(source, revision, endpoint, token, timeout), ignore)
+        listed = _list_files(source, revision, endpoint, token, timeout)
+        wanted = select(listed, source, ignore)
         headers = build_hf_headers(token=token, library_name="lockgate")
         found = {}
         for file in wanted:
@@ -144,14 +144,31 @@ def peek(
             )
             _bring(source, Path(place), file, url, headers, Meter(file.size, "peek", None))
             found[file.path] = (Path(place) / file.path).read_bytes()
-    return tuple(file.path for file in wanted), found
+    return {file.path: file.size for file in wanted}, found
 
 
-def select(listed: list[_Listed], ignore: tuple[str, ...]) -> list[_Listed]:
-    """What is downloaded: all, but for other formats of the same weights where there are safetensors."""
-    if not any(file.path.endswith(".safetensors") for file in listed):
-        return listed
-    return [f for f in listed if not any(fnmatch(f.path, pattern) for pattern in ignore)]
+def select(listed: list[_Listed], source: Source, ignore: tuple[str, ...]) -> list[_Listed]:
+    """What is downloaded: what the source selects. Where it names nothing and there are safetensors, all but other formats of
+    the same weights. Raises `SourceError` if nothing is left."""
+    wanted = [file for file in listed if source.files.takes(file.path)]
+    if not source.files.allow and any(f.path.endswith(".safetensors") for f in wanted):
+        wanted = [f for f in wanted if not any(fnmatch(f.path, pattern) for pattern in ignore)]
+    if not wanted:
+        raise SourceError(f"{source}: the repository has no file that is selected")
+    return wanted
+
+
+def security_status(
+    source: Source, revision: ModelRevision, endpoint: str | None, token: str | None, timeout: float
+) -> Any:
+    """What the Hub's scanners say of this revision, as the Hub words it; None where it says nothing."""
+    with _translated(source):
+        info = _api(endpoint, token).model_info(
+            revision.repo, revision=revision.commit, timeout=timeout, securityStatus=True
+        )
+        if info.sha != revision.commit:
+            raise SourceError(f"{source}: the Hub answered with commit {info.sha} for {revision}")
+        return info.security_repo_status
 
 
 def _list_files(
@@ -168,7 +185,7 @@ def _list_files(
         size = lfs.size if lfs else sibling.size
         if not isinstance(size, int) or size < 0:
             raise SourceError(f"{source}: the Hub gave no size for {sibling.rfilename!r}")
-        if PurePosixPath(sibling.rfilename).parts[:1] == (_INCOMPLETE,):
+        if PurePosixPath(sibling.rfilename).parts[:1] == (INCOMPLETE,):
             raise SourceError(f"{source}: a file's name cannot be used: {sibling.rfilename!r}")
         # Checked before the name becomes a path on this machine.
         snapshot_file(sibling.rfilename, size, Digest.of_bytes(b""))
@@ -254,7 +271,7 @@ def _bring(
         place.unlink()
     # Named by content: what is left of another revision is not taken for a part of this one.
     name = hashlib.sha256(f"{file.path}\n{file.sha256}\n{file.blob_id}".encode()).hexdigest()
-    partial = staging / _INCOMPLETE / name
+    partial = staging / INCOMPLETE / name
     partial.parent.mkdir(exist_ok=True)
     begun = partial.exists() and partial.stat().st_size > 0
     digest = _transfer(partial, file, url, headers, meter)

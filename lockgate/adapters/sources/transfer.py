@@ -15,6 +15,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CHUNK = 1 << 20
+INCOMPLETE = ".incomplete"
+"""Directory in the staging directory for files that have not arrived whole."""
 Progress = Callable[[float, str], None]
 """Called with the fraction done (0 to 1) and what is being done; from several threads, never at the same time."""
 

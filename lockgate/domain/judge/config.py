@@ -24,12 +24,18 @@ class MetricKind(StrEnum):
     """Ratio of histogram means in both directions, without drift: lengths of answers."""
     RATIO = "ratio"
     """Difference of shares, events among trials."""
+    TAIL = "tail"
+    """Difference of shares of slow requests: beyond a bound a few times the usual."""
     MIX = "mix"
     """Largest change of any category's share, in either direction."""
     SPLIT = "split"
     """Canary's share of the requests against the committed weight."""
     CRASH = "crash"
     """Restarts, dead or stalled instances of the canary."""
+
+
+TIMED = (MetricKind.LATENCY, MetricKind.TAIL)
+"""What depends on the load that a replica carries."""
 
 
 class Criticality(StrEnum):
@@ -76,6 +82,7 @@ class MetricConfig(Frozen):
     """LATENCY: `drift_surprise` of this metric where that is larger: the time of a token does not
     jump as the time in a queue does."""
     histogram: tuple[str, ...] = ()
+    """LATENCY, SIZE and TAIL."""
     per_histogram: str | None = None
     """LATENCY: divide by the sum of this histogram instead of by the number of observations."""
     events: tuple[tuple[str, ...], ...] = ()
@@ -128,10 +135,16 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
         histogram=("vllm:e2e_request_latency_seconds",),
         per_histogram="vllm:request_generation_tokens",
     ),
+    "ttft_tail": MetricConfig(
+        kind=MetricKind.TAIL,
+        margin=0.005,
+        weight=3.0,
+        histogram=("vllm:time_to_first_token_seconds",),
+    ),
     "gateway_errors": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
-        weight=2.0,
+        weight=3.0,
         criticality=Criticality.REQUIRED,
         events=(
             ('envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}',),
@@ -163,7 +176,7 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     "crashes": MetricConfig(kind=MetricKind.CRASH, minimum_samples=1),
     "finish_reasons": MetricConfig(
         kind=MetricKind.MIX,
-        weight=0.5,
+        weight=1.0,
         margin=0.05,
         criticality=Criticality.REQUIRED,
         minimum_samples=50,
@@ -171,7 +184,7 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
     ),
     "output_length": MetricConfig(
         kind=MetricKind.SIZE,
-        weight=0.5,
+        weight=2.0,
         margin=0.15,
         criticality=Criticality.REQUIRED,
         histogram=("vllm:request_generation_tokens",),
@@ -222,6 +235,8 @@ class JudgeConfig(Frozen):
     """A track without a usable scrape for so long is a metrics outage."""
     down_after_s: NotNegative = 2.0
     """An instance reported `up: false` for so long counts as crashed."""
+    absent_after_s: Positive = 10.0
+    """A track without one server that the gateway holds to be alive for so long counts as crashed."""
     stall_after_s: Positive = 60.0
     """An instance with requests running or waiting and no counter moving for so long has stalled."""
     canary_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -264,12 +279,18 @@ class JudgeConfig(Frozen):
             needs: dict[MetricKind, Any] = {
                 MetricKind.LATENCY: metric.histogram,
                 MetricKind.SIZE: metric.histogram,
+                MetricKind.TAIL: metric.histogram,
                 MetricKind.RATIO: metric.events and metric.trials,
                 MetricKind.MIX: metric.categories,
                 MetricKind.SPLIT: metric.trials,
             }
             if metric.kind in needs and not needs[metric.kind]:
                 raise ValueError(f"metric {name}: kind {metric.kind} names no samples")
+            share = metric.kind in (MetricKind.RATIO, MetricKind.MIX, MetricKind.TAIL)
+            if share and metric.margin >= 1:
+                raise ValueError(
+                    f"metric {name}: no share can be beyond a margin of {metric.margin}"
+                )
             judged = metric.kind not in (MetricKind.CRASH, MetricKind.SPLIT)
             if judged and metric.margin == 0 and metric.criticality is Criticality.REQUIRED:
                 raise ValueError(f"metric {name}: nothing can be shown to be within a margin of 0")

@@ -22,7 +22,7 @@ _MIN_PER_BLOCK = 2
 """Observations a track needs in a block of a histogram metric; else it is joined with the next."""
 
 
-_MIN_BLOCKS = 3
+MIN_BLOCKS = 3
 """Blocks before which a histogram metric says nothing."""
 
 
@@ -156,7 +156,7 @@ class RatioOfMeans(Evaluator):
             down = float(self._shift.log_e_below_wide(-self._bound))
             above = log_mean_exp([above, down])
             within = min(within, float(self._shift.log_e_above_near(-self._bound)))
-        if self._blocks >= _MIN_BLOCKS:
+        if self._blocks >= MIN_BLOCKS:
             self._raise_to(above, within)
 
     def describe(self) -> Evidence:

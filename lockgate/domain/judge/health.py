@@ -3,13 +3,16 @@
 A restart is seen in counters that fell or a process start time that moved, a death in `up: false`
 for longer than `down_after_s`, a stall in requests running or waiting while no counter of the
 instance moves for `stall_after_s`. An instance that simply stops being scraped is none of these:
-pods are scaled and metrics get lost; that is an outage when the whole track is silent.
+pods are scaled and metrics get lost; that is an outage when the whole track is silent. A track in
+which the gateway has seen no live server for `absent_after_s`, while the other one had some, has
+crashed as a whole, whatever its instances' own metrics do or do not say.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lockgate.domain.judge.absences import HEALTHY_MEMBERS
 from lockgate.domain.judge.config import JudgeConfig
 from lockgate.domain.judge.increments import Increments, matches
 from lockgate.domain.trace import TRACKS, Scrape, Track
@@ -45,6 +48,9 @@ class HealthWatch:
     incidents: list[Incident] = field(default_factory=list)
     last_usable: dict[Track, float] = field(default_factory=dict)
     _lives: dict[tuple[Track, str], _Life] = field(default_factory=dict)
+    _absent_since: dict[Track, float | None] = field(default_factory=dict)
+    """None: the gateway has a live server of the track. Without an entry it never had one in this trace."""
+    _counted_absent: set[Track] = field(default_factory=set)
 
     def notice(self, scrape: Scrape, increments: Increments) -> None:
         """Take one scrape (in order of time an instance) and what it added; says in `increments`
@@ -76,6 +82,27 @@ class HealthWatch:
         elif life.counted_down:
             life.counted_down, life.down_since = False, None
         self._stall(scrape, increments, life)
+        if HEALTHY_MEMBERS in scrape.gauges:
+            self._members(scrape, scrape.gauges[HEALTHY_MEMBERS])
+
+    def _members(self, scrape: Scrape, healthy: float) -> None:
+        track = scrape.track
+        if healthy > 0:
+            self._absent_since[track] = None
+            self._counted_absent.discard(track)
+            return
+        if track not in self._absent_since:
+            return
+        since = self._absent_since[track]
+        if since is None:
+            self._absent_since[track] = scrape.time
+            return
+        gone = scrape.time - since
+        if any(self._absent_since.get(t) is not None for t in TRACKS if t != track):
+            return  # what takes both has a cause outside of either
+        if gone >= self.config.absent_after_s and track not in self._counted_absent:
+            self._counted_absent.add(track)
+            self._add(scrape, f"the gateway had no live server of the {track} for {gone:.0f} s")
 
     def _down(self, scrape: Scrape, life: _Life) -> None:
         if life.down_since is None:

@@ -84,12 +84,21 @@ def moments_of(bounds: tuple[float, ...], counts: np.ndarray, total: float) -> M
     return Moments(n, exact, inner, square)
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """How many observations fell into each bucket."""
+
+    le: tuple[float, ...]
+    counts: NDArray[np.float64]
+
+
 @dataclass
 class Increments:
     """What happened at one instance between two scrapes."""
 
     counters: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Moments] = field(default_factory=dict)
+    buckets: dict[str, Buckets] = field(default_factory=dict)
     since: float = 0.0
     until: float = 0.0
     """The stretch of trace time in which all this happened."""
@@ -164,6 +173,7 @@ class IncrementReader:
                     counts, total = step, histogram.sum - previous.sum
             if not first and counts.sum() > 0:
                 out.histograms[name] = moments_of(histogram.le, counts, total)
+                out.buckets[name] = Buckets(histogram.le, counts)
             last.histograms[name] = histogram
         last.time = scrape.time
         return out

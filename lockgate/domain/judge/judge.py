@@ -12,11 +12,13 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from lockgate.domain.judge.absences import Absences
 from lockgate.domain.judge.blocks import BlockEnds
 from lockgate.domain.judge.config import (
     GATEWAY_REQUESTS,
     GATEWAY_SERVER_ERRORS,
     GATEWAY_TTFB,
+    TIMED,
     Criticality,
     JudgeConfig,
     MetricConfig,
@@ -28,6 +30,7 @@ from lockgate.domain.judge.increments import IncrementReader, Increments, Moment
 from lockgate.domain.judge.report import JudgeReport, Verdict
 from lockgate.domain.judge.shares import CategoryMix, ShareDifference, SplitShare
 from lockgate.domain.judge.stretches import Stretches
+from lockgate.domain.judge.tails import TailShare
 from lockgate.domain.judge.verdicts import Decision, Standing, decide
 from lockgate.domain.trace import (
     TRACKS,
@@ -50,7 +53,7 @@ class Judge:
         self.config = config
         self._evaluators: dict[str, Evaluator] = {}
         for name, metric in config.metrics.items():
-            if metric.kind is MetricKind.LATENCY and not config.judge_latency:
+            if metric.kind in TIMED and not config.judge_latency:
                 continue
             if metric.kind is MetricKind.SPLIT and config.canary_weight is None:
                 continue
@@ -61,6 +64,7 @@ class Judge:
         self._readers: dict[tuple[Track, str], IncrementReader] = {}
         self._times: dict[tuple[Track, str], float] = {}
         self._stretches = Stretches()
+        self._absences = Absences()
         self._moments: deque[float] = deque()
         self._start: float | None = config.step_start
         self._ends = BlockEnds(config.block_s)
@@ -108,6 +112,7 @@ class Judge:
         for evaluator in self._evaluators.values():
             evaluator.notice(scrape)
         self._stretches.notice(scrape)
+        self._absences.notice(scrape)
         if scrape.time > start + self.config.settle_s:
             self._stretches.add(scrape.track, scrape.instance, increments)
 
@@ -166,7 +171,8 @@ class Judge:
 
     def _close(self, end: float) -> None:
         for track, increments in self._stretches.drain(end):
-            self._take(track, increments)
+            if not self._absences.covers(increments):
+                self._take(track, increments)
         for evaluator in self._evaluators.values():
             evaluator.close(end)
         self._share_alpha()
@@ -241,6 +247,8 @@ def _evaluator(name: str, metric: MetricConfig, config: JudgeConfig) -> Evaluato
             return RatioOfMeans(name, metric, config)
         case MetricKind.RATIO:
             return ShareDifference(name, metric, config)
+        case MetricKind.TAIL:
+            return TailShare(name, metric, config)
         case MetricKind.MIX:
             return CategoryMix(name, metric, config)
         case MetricKind.SPLIT:

@@ -1,8 +1,8 @@
-"""Anytime-valid evidence about two proportions and about a split.
+"""Two proportions: time-uniform intervals of their difference, the evidence about a split, over-dispersion.
 
-Universal inference: the likelihood under a fixed mixture of shares over the best likelihood that
-the null has. Closed forms all through: the constrained maximum is the root of a cubic (Miettinen & Nurminen
-1985), so a whole grid of differences costs one vectorised call.
+Intervals by universal inference: the likelihood under a fixed mixture of shares over the best likelihood that
+a difference has. Closed forms all through: the constrained maximum is the root of a cubic (Miettinen & Nurminen
+1985), so a whole grid of differences costs one vectorised call. What decides is in `bets`.
 
 Counts may be divided by a measured over-dispersion before they come here; the likelihoods do not
 need integers.
@@ -80,7 +80,7 @@ _RARE = 60.0
 
 
 def _log_alternative(kb: Array, nb: Array, kc: Array, nc: Array) -> Array:
-    """Log likelihood of both tracks under the fixed mixture that all e-values here are made with:
+    """Log likelihood of both tracks under the fixed mixture that intervals are made with:
     both shares anywhere, rare on both tracks (errors as they should be), or rare on one and
     anywhere on the other."""
     wide_b, rare_b = _marginal(kb, nb, 0.5), _marginal(kb, nb, _RARE)
@@ -93,8 +93,10 @@ def _log_alternative(kb: Array, nb: Array, kc: Array, nc: Array) -> Array:
     return out
 
 
-def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
-    """Largest log likelihood over all pairs of shares with canary - baseline = difference."""
+def nearest_share(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
+    """The baseline's share in the likeliest pair of shares with canary - baseline = difference: the root of
+    a cubic. With the events that some other pair of shares would bring on average, it is the pair nearest to
+    that one in Kullback-Leibler divergence."""
     d = np.asarray(difference, dtype=float)
     n, k = nb + nc, kb + kc
     c2 = (nc + 2 * nb) * d - n - k
@@ -110,43 +112,16 @@ def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLi
     low, high = np.maximum(0.0, -d), np.minimum(1.0, 1.0 - d)
     share = np.clip(np.nan_to_num(share, nan=0.5), low, high)
     edge = 1e-12
-    share = np.clip(share, low + edge * (kb > 0), high - edge * (nb > kb))
-    canary = np.clip(share + d, edge * (kc > 0), 1.0 - edge * (nc > kc))
+    out: Array = np.clip(share, low + edge * (kb > 0), high - edge * (nb > kb))
+    return out
+
+
+def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
+    """Largest log likelihood over all pairs of shares with canary - baseline = difference."""
+    share = nearest_share(kb, nb, kc, nc, difference)
+    edge = 1e-12
+    canary = np.clip(share + np.asarray(difference), edge * (kc > 0), 1.0 - edge * (nc > kc))
     return log_likelihood(kb, nb, share) + log_likelihood(kc, nc, canary)
-
-
-def log_e_both(
-    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
-) -> tuple[Array, Array]:
-    """Log e-values against "canary's share - baseline's share <= bound" and against ">= bound".
-
-    kb, nb, kc, nc: events and trials of baseline and canary. All vectorised.
-    """
-    kb_, nb_, kc_, nc_, bound_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc, bound))
-    mixture = _log_alternative(kb_, nb_, kc_, nc_)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share_b, share_c = kb_ / nb_, kc_ / nc_
-        free = log_likelihood(kb_, nb_, share_b) + log_likelihood(kc_, nc_, share_c)
-        edge = mixture - _constrained(kb_, nb_, kc_, nc_, bound_)
-        inside = mixture - free
-        known = (nb_ > 0) & (nc_ > 0)
-        above = np.where(known, np.where(share_c - share_b > bound_, edge, inside), 0.0)
-        below = np.where(known, np.where(share_c - share_b < bound_, edge, inside), 0.0)
-    return above, below
-
-
-def log_e_above(
-    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
-) -> Array:
-    """Log e-value against "canary's share - baseline's share <= bound"."""
-    return log_e_both(kb, nb, kc, nc, bound)[0]
-
-
-def log_e_below(
-    kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike, bound: ArrayLike
-) -> Array:
-    """Log e-value against "canary's share - baseline's share >= bound"."""
-    return log_e_both(kb, nb, kc, nc, bound)[1]
 
 
 _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
@@ -197,4 +172,33 @@ def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
         pearson = np.where(used, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
         value = pearson.sum(axis) / freedom
     out: Array = np.where(unknown | np.isnan(value), 1.0, np.maximum(value, 1.0))
+    return out
+
+
+_RUNS = (1, 2, 4, 8)
+_EVEN = 6.0
+"""How many runs of blocks the belief is worth that the longer runs vary no more than chance allows."""
+
+
+def dispersion_of_spells(events: ArrayLike, trials: ArrayLike) -> Array:
+    """Over-dispersion of shares of one track where an event brings others for a while (a queue): the
+    largest over runs of 1, 2, 4 and 8 blocks (last axis), each drawn to 1 as far as it is not known."""
+    k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
+    total_k, total_n = k.sum(-1), n.sum(-1)
+    rare = np.minimum(total_k, total_n - total_k) < 3
+    out = np.ones(total_k.shape)
+    if rare.all():
+        return out
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = (total_k / total_n)[..., None]
+        for length in _RUNS:
+            first = -(k.shape[-1] % length) % length
+            starts = np.maximum(np.arange(-first, k.shape[-1], length), 0)
+            k_run, n_run = np.add.reduceat(k, starts, -1), np.add.reduceat(n, starts, -1)
+            used = n_run > 0
+            freedom = used.sum(-1) - 1
+            off = np.where(used, (k_run - n_run * share) ** 2 / (n_run * share * (1 - share)), 0.0)
+            value = (_EVEN + off.sum(-1)) / (_EVEN + freedom)
+            unknown = rare | (freedom < 2) | np.isnan(value)
+            out = np.maximum(out, np.where(unknown, 1.0, value))
     return out

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lockgate.domain.judge import proportion
+from lockgate.domain.judge.bets import ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
 from lockgate.domain.judge.evaluators import Evaluator, Evidence, finite, log_mean_exp
 from lockgate.domain.judge.increments import Increments, matches, select_counters
@@ -27,6 +28,16 @@ class _ShareHistory:
         # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
         self.events[track].append(events)
         self.trials[track].append(max(trials, events))
+
+    def skip(self) -> None:
+        """A block in which a track had no trials; its counts go to the next."""
+        for track in TRACKS:
+            self.add(track, 0.0, 0.0)
+
+    def latest(self) -> proportion.Counts:
+        """The last block."""
+        (kb, nb), (kc, nc) = ((self.events[t][-1], self.trials[t][-1]) for t in TRACKS)
+        return proportion.Counts(kb, nb, kc, nc)
 
     def counts(self) -> proportion.Counts:
         return proportion.Counts(
@@ -53,6 +64,8 @@ class ShareDifference(Evaluator):
         self._source: int | None = None
         self._open: dict[Track, list[float]] = {t: [0.0, 0.0] for t in TRACKS}
         self._history = _ShareHistory()
+        self._worse = ShareEvidence(bets_worse(metric.margin, rare=True))
+        self._within = ShareEvidence(bets_within(metric.margin, rare=True))
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -72,7 +85,8 @@ class ShareDifference(Evaluator):
         block[1] += select_counters(self.metric.trials[self._source], increments.counters)
 
     def close(self, end: float) -> None:
-        if all(max(block) <= 0 for block in self._open.values()):
+        if any(max(block) <= 0 for block in self._open.values()):
+            self._history.skip()
             return
         for track in TRACKS:
             events, trials = self._open[track]
@@ -84,9 +98,19 @@ class ShareDifference(Evaluator):
             counts.baseline_trials,
             counts.canary_trials,
         )
-        paid = counts.scaled(self._history.dispersion())
-        above, below = proportion.log_e_both(*paid.arrays, self.metric.margin)
-        self._raise_to(float(above), float(below))
+        block = self._history.latest()
+        self._worse.update(*self._counted(block).arrays)
+        self._within.update(*block.arrays)
+        spread = self._spread()
+        self._raise_to(float(self._worse.log_e(spread)), float(self._within.log_e(spread)))
+
+    def _counted(self, block: proportion.Counts) -> proportion.Counts:
+        """What of a block counts against the canary."""
+        return block
+
+    def _spread(self) -> float:
+        """The dispersion that is paid for."""
+        return self._history.dispersion()
 
     def describe(self) -> Evidence:
         if self._described_at != self._blocks:
@@ -94,15 +118,19 @@ class ShareDifference(Evaluator):
             self.evidence.estimate = finite(counts.difference)
             if self.evidence.estimate is not None:
                 self.evidence.interval = proportion.difference_interval(
-                    counts.scaled(self._history.dispersion()),
+                    counts.scaled(self._spread()),
                     -math.log(1.0 - self.config.interval_level),
                 )
             self.evidence.detail = (
-                f"{counts.canary_events:.0f} of {counts.canary_trials:.0f} on the canary, "
-                f"{counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
+                f"{counts.canary_events:.0f} of {counts.canary_trials:.0f}{self._what()} on the "
+                f"canary, {counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
             )
             self._described_at = self._blocks
         return self.evidence
+
+    def _what(self) -> str:
+        """What an event is, where the metric's name does not say."""
+        return ""
 
 
 class CategoryMix(Evaluator):
@@ -114,6 +142,9 @@ class CategoryMix(Evaluator):
             t: dict.fromkeys(metric.categories, 0.0) for t in TRACKS
         }
         self._history: Mapping[str, _ShareHistory] = {c: _ShareHistory() for c in metric.categories}
+        shape = (2, len(metric.categories))
+        self._worse = ShareEvidence(bets_worse(metric.margin, rare=False), shape)
+        self._within = ShareEvidence(bets_within(metric.margin, rare=False), shape)
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -126,7 +157,9 @@ class CategoryMix(Evaluator):
             self._open[track][category] += select_counters((selector,), increments.counters)
 
     def close(self, end: float) -> None:
-        if all(sum(block.values()) <= 0 for block in self._open.values()):
+        if any(sum(block.values()) <= 0 for block in self._open.values()):
+            for history in self._history.values():
+                history.skip()
             return
         for track in TRACKS:
             trials = sum(self._open[track].values())
@@ -134,18 +167,25 @@ class CategoryMix(Evaluator):
                 history.add(track, self._open[track][category], trials)
             self._open[track] = dict.fromkeys(self.metric.categories, 0.0)
         self._blocks += 1
-        paid = [h.counts().scaled(h.dispersion()).arrays for h in self._history.values()]
-        kb, nb, kc, nc = np.array(paid).T[..., None]
-        margins = np.array([self.metric.margin, -self.metric.margin])
-        above, below = proportion.log_e_both(kb, nb, kc, nc, margins)
-        worse = [*above[:, 0].tolist(), *below[:, 1].tolist()]
-        within = [*below[:, 0].tolist(), *above[:, 1].tolist()]
+        kb, nb, kc, nc = np.array([h.latest().arrays for h in self._history.values()]).T
+        # a smaller share of a category is a larger share of all others
+        up_and_down = (
+            np.stack([kb, nb - kb]),
+            np.stack([nb, nb]),
+            np.stack([kc, nc - kc]),
+            np.stack([nc, nc]),
+        )
+        spread = np.array([h.dispersion() for h in self._history.values()])
+        for evidence in (self._worse, self._within):
+            evidence.update(*up_and_down)
+        worse = self._worse.log_e(spread).ravel().tolist()
+        within = float(self._within.log_e(spread).min())
         counts = next(iter(self._history.values())).counts()
         self.evidence.n_baseline, self.evidence.n_canary = (
             counts.baseline_trials,
             counts.canary_trials,
         )
-        self._raise_to(log_mean_exp(worse), min(within))
+        self._raise_to(log_mean_exp(worse), within)
 
     def describe(self) -> Evidence:
         if self._described_at != self._blocks and self._blocks:

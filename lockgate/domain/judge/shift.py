@@ -185,21 +185,32 @@ class ShiftEvidence:
         total = var + grid.dispersion * v_
         err_y, err_one = y_ - mean_y, 1.0 - mean_one
         gain = var / total
-        self.base += np.where(use, -0.5 * (np.log(total) + err_y**2 / total), 0.0)
-        self.score += np.where(use, err_y * err_one / total, 0.0)
-        self.info += np.where(use, err_one**2 / total, 0.0)
-        self._drift_y = np.where(use, mean_y + gain * err_y, self._drift_y)
-        self._drift_one = np.where(use, mean_one + gain * err_one, self._drift_one)
-        self._drift_var = np.where(use, var * (1.0 - gain), self._drift_var)
+        everywhere = bool(use.all())
+        weighted = err_one / total
+        for into, more in (
+            (self.base, -0.5 * (np.log(total) + err_y**2 / total)),
+            (self.score, err_y * weighted),
+            (self.info, err_one * weighted),
+        ):
+            into += more if everywhere else np.where(use, more, 0.0)
+        drifts: tuple[Array, ...] = (
+            mean_y + gain * err_y,
+            mean_one + gain * err_one,
+            var * (1.0 - gain),
+        )
+        if not everywhere:
+            before = self._drift_y, self._drift_one, self._drift_var
+            drifts = tuple(np.where(use, new, old) for new, old in zip(drifts, before, strict=True))
+        self._drift_y, self._drift_one, self._drift_var = drifts
 
     def _log_mixture(self, shifts: Array, weights: Array) -> Array:
-        per = (
-            (self.grid.log_alternative + self.base)[..., None]
-            + self.score[..., None] * shifts
-            - 0.5 * self.info[..., None] * shifts**2
-            + np.log(weights)
-        )
-        return _logsumexp(per, axis=(-2, -1))
+        parts = np.stack([self.base + self.grid.log_alternative, self.score, self.info], axis=-1)
+        per = parts @ np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
+        per += np.log(weights)
+        top = per.max(axis=(-2, -1), keepdims=True)
+        per -= top
+        out: Array = np.log(np.exp(per, out=per).sum(axis=(-2, -1))) + top[..., 0, 0]
+        return out
 
     def _log_null(self, low: float, high: float) -> Array:
         """Log likelihood of the null: at each nuisance the best shift in [low, high]."""

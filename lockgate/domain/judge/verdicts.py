@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lockgate.domain.judge.config import (
+    TIMED,
     Criticality,
     JudgeConfig,
     MetricConfig,
@@ -150,7 +151,7 @@ def _worse_together(standing: Standing) -> tuple[str, ...]:
     parts: dict[str, float] = {}
     for name, alpha in standing.alpha.items():
         evaluator = standing.evaluators[name]
-        if evaluator.metric.kind is MetricKind.LATENCY and standing.load.surely_heavier:
+        if evaluator.metric.kind in TIMED and standing.load.surely_heavier:
             continue
         parts[name] = alpha * _e_value(evaluator.evidence.log_worse_now)
     total = sum(parts.values())
@@ -175,7 +176,7 @@ def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricV
         elif display:
             why = (
                 "not judged in this step: latencies are not compared at unequal load"
-                if metric.kind is MetricKind.LATENCY
+                if metric.kind in TIMED
                 else "not judged: no committed weight was given"
             )
             out.append(_blank(name, metric, why))
@@ -257,7 +258,7 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         change += f"; {evidence.detail}"
     margin = _percent(metric, metric.margin)
     verdict = Verdict.INSUFFICIENT_DATA
-    load = standing.load if metric.kind is MetricKind.LATENCY else None
+    load = standing.load if metric.kind in TIMED else None
     lost = _stale(standing, evaluator)
     if not evaluator.present:
         reason = "the trace has no such samples"

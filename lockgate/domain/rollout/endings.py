@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lockgate.domain.release_state import Denied, LastRelease, Outcome, Phase, Slot, VerdictRef
+from lockgate.domain.release_state import (
+    Denied,
+    LastRelease,
+    Leaving,
+    Outcome,
+    Phase,
+    Slot,
+    VerdictRef,
+)
+from lockgate.domain.rollout.capacity import give_back, shortage
 from lockgate.domain.rollout.observations import JudgeVerdict, Look, Rejection
 from lockgate.domain.rollout.scene import Scene
 from lockgate.domain.rollout.transitions import (
@@ -24,9 +33,11 @@ RELEASE_CLEARED: dict[str, Any] = {
     "step": None,
     "weight": 0,
     "resumed": None,
+    "asked_at": None,
     "held_reason": None,
     "held_from": None,
     "control_ended": None,
+    "leaving": None,
 }
 
 
@@ -106,7 +117,8 @@ def end(
     verdict: VerdictRef | None = None,
     requested_by: str | None = None,
 ) -> Transition | Wait:
-    """Take the traffic off the candidate: back to the fallback slot, at once and whole.
+    """Take the traffic off the candidate: back to the fallback slot, at once and whole; replica by replica where the candidate
+    has been handed so many that the others could not carry it all.
 
     A candidate that never had traffic leaves its slot in the same commit. One that had stays there at weight 0 until it is
     drained: the agent may apply a commit's objects in any order, so route and removal must not share one. Where the
@@ -114,7 +126,11 @@ def end(
     word is enough, and so is an outage that has used up its budget; else the next look decides.
     """
     state = scene.state
-    if scene.moves_traffic:
+    leaving = Leaving(reason=reason, deny=deny, verdict=verdict, requested_by=requested_by)
+    first = give_back(scene, leaving)
+    if first is not None:
+        return first
+    if scene.moves_traffic and not scene.displaced:
         fit = scene.fallback_fit()
         if fit is False:
             return hold(
@@ -155,13 +171,26 @@ def end(
         )
     if verdict is not None:
         changes["verdicts"] = (*state.verdicts, verdict)
-    if scene.had_traffic:
-        changes |= {"phase": Phase.DRAINING, "stable": scene.fallback_slot}
+    if scene.displaced:
+        changes |= {"phase": Phase.DRAINING, "stable": scene.fallback_slot, "lent": 0}
+    elif scene.had_traffic:
+        changes |= {
+            "phase": Phase.DRAINING,
+            "stable": scene.fallback_slot,
+            "lent": min(1, state.lent),
+        }
     else:
         changes |= {
+            "lent": 0,
+            "fresh_baseline": False,
             "phase": Phase.STABLE if state.stable is not None else Phase.EMPTY,
             _field(scene.subject_slot): None,
         }
+    short = shortage(scene)
+    if short is not None and scene.had_traffic:
+        reason += f"; {short}"
+    if scene.displaced:
+        reason += "; the old version is deployed anew, and nothing serves until it is ready"
     kind = TransitionKind.ROLLBACK if deny else TransitionKind.ABORT
     verb = "roll back" if deny else "abort"
     return transition(
@@ -205,6 +234,17 @@ def hold(
         verdict=verdict,
         requested_by=requested_by,
         page=f"{scene.subject.release} is held: {one_line(reason)}",
+    )
+
+
+def leave(scene: Scene, leaving: Leaving) -> Transition | Wait:
+    """Go on with an ending that gives replicas back."""
+    return end(
+        scene,
+        leaving.reason,
+        deny=leaving.deny,
+        verdict=leaving.verdict,
+        requested_by=leaving.requested_by,
     )
 
 

@@ -15,6 +15,7 @@ from lockgate.domain.rollout.transitions import (
     rfc3339,
     transition,
 )
+from lockgate.domain.spec import Strategy
 
 
 def bake(scene: Scene, look: Look) -> Transition | Wait:
@@ -25,6 +26,14 @@ def bake(scene: Scene, look: Look) -> Transition | Wait:
     state = scene.state
     if state.weight and scene.fallback_fit() is False:
         return _end_control(scene, look, "the control is not ready: the new version takes its part")
+    if state.fresh_baseline and scene.idle_for() >= (drained := _drain_seconds(scene, look)):
+        return transition(
+            TransitionKind.END_BASELINE,
+            state,
+            {"fresh_baseline": False},
+            scene.subject,
+            f"the fresh baseline is over: no request since {drained:.0f} s",
+        )
     seconds = scene.spec.bake_seconds
     if scene.budget_used() < seconds:
         return Wait(reason="baking", until=scene.at(seconds))
@@ -58,14 +67,36 @@ def _baked(scene: Scene, look: Look) -> str:
     if look.verdict is not None:
         return f"the bake: {look.verdict.verdict}: {look.verdict.summary}"
     spec = scene.spec
-    if not spec.control_percent and spec.slos.empty:
+    if not spec.control and spec.slos.empty:
         return "nothing was judged during the bake: the spec has neither a control nor SLOs"
     return "nothing was judged during the bake: nothing could be measured"
 
 
 def drain(scene: Scene, look: Look) -> Transition | Wait:
-    """After a rollback or abort: the candidate's slot is emptied."""
+    """After a rollback or abort: the candidate's slot is emptied. An old version that had made room for it is waited for."""
+    if scene.spec.strategy is Strategy.RECREATE and scene.fallback_fit() is not True:
+        late = scene.elapsed() > scene.spec.ready_seconds
+        what = f"slot {scene.fallback_slot} is deployed anew"
+        return Wait(
+            reason=what,
+            until=scene.at(scene.spec.ready_seconds, budget=False) if not late else None,
+            page=f"{what} and not ready after {scene.elapsed():.0f} s: nothing serves"
+            if late
+            else None,
+        )
     return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+
+
+def _drain_seconds(scene: Scene, look: Look) -> float:
+    """How long what has no traffic any more is kept for its last requests."""
+    state = scene.state
+    occupant = state.occupant(scene.subject_slot.other if scene.baking else scene.subject_slot)
+    serving = (occupant or scene.subject).candidate.serving
+    needed: float = serving.drain_seconds
+    routed_since = state.generation if state.control_ended is not None else state.began
+    if look.live_generation is None or look.live_generation < routed_since:
+        needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
+    return needed
 
 
 def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
@@ -80,11 +111,7 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
     idle = state.stable.other
     occupant = state.occupant(idle)
     if occupant is not None:
-        serving = occupant.candidate.serving
-        needed: float = serving.drain_seconds
-        routed_since = state.generation if state.control_ended is not None else state.began
-        if look.live_generation is None or look.live_generation < routed_since:
-            needed += serving.pre_stop_seconds + scene.spec.outage_budget_seconds
+        needed = _drain_seconds(scene, look)
         if scene.idle_for() < needed:
             return Wait(
                 reason=f"slot {idle} drains: {needed:.0f} s",
@@ -95,6 +122,8 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
         **RELEASE_CLEARED,
         idle.value: None,
         "phase": Phase.STABLE,
+        "lent": 0,
+        "fresh_baseline": False,
         "since": rfc3339(scene.now),
         "began": state.generation + 1,
     }

@@ -12,23 +12,28 @@ from datetime import datetime
 from typing import Any
 
 from lockgate.domain.release_state import (
-    LastRelease,
     Occupant,
-    Outcome,
     Phase,
     ReleaseState,
-    VerdictRef,
 )
-from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold
+from lockgate.domain.rollout.capacity import (
+    impediment,
+    lent_at_the_beginning,
+)
+from lockgate.domain.rollout.endings import RELEASE_CLEARED, end, end_if_in_danger, hold, leave
 from lockgate.domain.rollout.finishing import bake, drain
 from lockgate.domain.rollout.observations import (
-    Approval,
     DenialLifted,
-    JudgeVerdict,
     Look,
     Observation,
     Promotion,
-    Verification,
+)
+from lockgate.domain.rollout.raising import (
+    approval_in,
+    needs_approval,
+    raise_weight,
+    target_step,
+    unproved,
 )
 from lockgate.domain.rollout.requests import lift_denial, obey
 from lockgate.domain.rollout.scene import Scene
@@ -36,7 +41,6 @@ from lockgate.domain.rollout.transitions import (
     Transition,
     TransitionKind,
     Wait,
-    parse_time,
     rfc3339,
     transition,
 )
@@ -51,7 +55,7 @@ def start(
 
     Waits (nothing to do) where this release is under way or has ended already, so that a repeated start changes nothing,
     and where the candidate is stable already. Another attempt at an ended release needs a release id of its own. Raises
-    `Refused` where the candidate is denylisted or another release is under way.
+    `Refused` where the candidate is denylisted, another release is under way, or the strategy does not fit.
     """
     digest = occupant.candidate.digest
     name = f"{state.model}/{state.environment}"
@@ -77,10 +81,18 @@ def start(
             f"release {state.release_under_way} is under way in {name}: {state.phase}",
             hint="wait until it has ended, or abort it",
         )
+    why = impediment(state, occupant.candidate, canary)
+    if why is not None:
+        raise Refused(
+            f"{name}: strategy {canary.strategy} is not possible: {why}",
+            hint="change the steps, the replicas or the strategy (docs/concepts.md, Strategies)",
+        )
     slot = state.free_slot
     changes: dict[str, Any] = {
         **RELEASE_CLEARED,
         slot.value: occupant,
+        "lent": lent_at_the_beginning(state, canary),
+        "fresh_baseline": canary.baseline == "fresh" and state.stable is not None,
         "phase": Phase.DEPLOYING,
         "canary": canary,
         "since": rfc3339(now),
@@ -93,6 +105,7 @@ def start(
         changes,
         occupant,
         f"deploy {occupant.release} to slot {slot} at weight 0",
+        requested_by=occupant.requested_by,
     )
 
 
@@ -111,6 +124,8 @@ def advance(state: ReleaseState, observation: Observation, now: datetime) -> Tra
     if state.release_under_way is None:
         return Wait(reason="nothing is under way", finished=True)
     scene = Scene(state, now, observation.a, observation.b, observation.blind_seconds)
+    if state.leaving is not None:
+        return leave(scene, state.leaving)
     return _LOOKED[state.phase](scene, observation)
 
 
@@ -118,9 +133,9 @@ def _deploying(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
         return ended
-    missing = _unproved(scene, look)
+    missing = unproved(scene, look)
     if missing is None:
-        return _raise(scene, look, None)
+        return raise_weight(scene, look, None)
     if scene.budget_used() > scene.spec.ready_seconds:
         return end(scene, f"not ready within {scene.spec.ready_seconds:.0f} s: {missing}")
     return Wait(reason=missing, until=scene.at(scene.spec.ready_seconds))
@@ -133,6 +148,8 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     step = scene.spec.steps[scene.state.step or 0]
     verdict = look.verdict
     used = scene.budget_used()
+    if scene.state.handing_over:
+        return _handing_over(scene, look)
     if step.traffic == "header":
         return _header_step(scene, look)
     overdue = used > step.max_seconds + scene.spec.outage_budget_seconds
@@ -142,9 +159,9 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
                 reason=f"passed; not before {step.min_seconds:.0f} s",
                 until=scene.at(step.min_seconds, budget=False),
             )
-        missing = _unproved(scene, look)
+        missing = unproved(scene, look)
         if missing is None:
-            return _raise(scene, look, verdict)
+            return raise_weight(scene, look, verdict)
         if overdue:
             return hold(scene, f"passed, but the next raise cannot be proved safe: {missing}")
         return Wait(reason=f"passed; {missing}", page=f"{scene.subject.release}: {missing}")
@@ -162,28 +179,38 @@ def _canary(scene: Scene, look: Look) -> Transition | Wait:
     return hold(scene, doubt, verdict=ref)
 
 
+def _handing_over(scene: Scene, look: Look) -> Transition | Wait:
+    """Every step has passed, or a person has said so: one replica after the other, as each gets ready."""
+    missing = unproved(scene, look)
+    if missing is None:
+        return raise_weight(scene, look, None)
+    if scene.budget_used() > scene.spec.ready_seconds:
+        return hold(scene, f"the next replica cannot be handed over: {missing}")
+    return Wait(reason=f"handing over; {missing}", until=scene.at(scene.spec.ready_seconds))
+
+
 def _header_step(scene: Scene, look: Look) -> Transition | Wait:
     """Only those who ask for the canary by header meet it: too few to judge. It stands for its time, and nothing crashed."""
     seconds = scene.spec.steps[scene.state.step or 0].min_seconds
     if scene.elapsed() < seconds:
         return Wait(reason="by header only", until=scene.at(seconds, budget=False))
-    missing = _unproved(scene, look)
-    return Wait(reason=missing) if missing is not None else _raise(scene, look, None)
+    missing = unproved(scene, look)
+    return Wait(reason=missing) if missing is not None else raise_weight(scene, look, None)
 
 
 def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:
     ended = end_if_in_danger(scene, look)
     if ended is not None:
         return ended
-    if _approval(scene, look) is None:
-        return Wait(reason=f"step {_target(scene) + 1} waits for approval")
-    missing = _unproved(scene, look)
+    if approval_in(scene, look) is None:
+        return Wait(reason=f"step {target_step(scene) + 1} waits for approval")
+    missing = unproved(scene, look)
     if missing is not None:
         return Wait(
             reason=f"approved; {missing}",
             page=f"{scene.subject.release} is approved, but {missing}",
         )
-    return _raise(scene, look, None)
+    return raise_weight(scene, look, None)
 
 
 def _held(scene: Scene, look: Look) -> Transition | Wait:
@@ -196,21 +223,21 @@ def _held(scene: Scene, look: Look) -> Transition | Wait:
 def _promoted_by_hand(scene: Scene, look: Look) -> Transition | Wait | None:
     """What a person's promotion comes to; None without one that fits this release and its next steps."""
     asked = look.decision
-    if not isinstance(asked, Promotion) or scene.baking:
+    if not isinstance(asked, Promotion) or scene.baking or scene.state.leaving is not None:
         return None
     subject = scene.subject
     fits = (asked.release, asked.candidate) == (subject.release, subject.candidate.digest)
-    if not fits or not _target(scene) <= asked.step <= len(scene.spec.steps):
+    if not fits or not target_step(scene) <= asked.step <= len(scene.spec.steps):
         return None
-    signed = [n for n in range(_target(scene), asked.step + 1) if _needs_approval(scene, n)]
+    signed = [n for n in range(target_step(scene), asked.step + 1) if needs_approval(scene, n)]
     if signed:
         return Wait(
             reason=f"step {signed[0] + 1} needs a signed approval: no promotion stands for it"
         )
-    missing = _unproved(scene, look)
+    missing = unproved(scene, look)
     if missing is not None:
         return Wait(reason=f"{asked.by} promotes {asked.release}, but {missing}")
-    return _raise(scene, look, None, by_hand=asked)
+    return raise_weight(scene, look, None, by_hand=asked)
 
 
 _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
@@ -221,147 +248,3 @@ _LOOKED: dict[Phase, Callable[[Scene, Look], Transition | Wait]] = {
     Phase.BAKING: bake,
     Phase.DRAINING: drain,
 }
-
-
-def _unproved(scene: Scene, look: Look) -> str | None:
-    """What is missing before the candidate may get (more) traffic; None when all is proved by this very look."""
-    digest = scene.subject.candidate.digest
-    if scene.blind_seconds > scene.spec.outage_budget_seconds:
-        return "it could not be observed for long: the next look decides"
-    seen = scene.subject_readiness
-    if seen is None:
-        return "the candidate is not seen in its slot"
-    if not seen.fit(digest):
-        return "the candidate is not ready in full size"
-    stable = scene.state.occupant(scene.state.stable) if scene.state.stable is not None else None
-    if stable is not None:
-        if scene.fallback_fit() is not True:
-            return (
-                "the stable slot, to which a rollback would return, is not seen ready in full size"
-            )
-        if not _verified(look.fallback_verification, stable):
-            return "the stable candidate, to which a rollback would return, is not verified"
-    if scene.state.step is None and (
-        look.smoke is None or look.smoke.candidate != digest or not look.smoke.ok
-    ):
-        return "no smoke generation yet"
-    return None if _verified(look.verification, scene.subject) else "the candidate is not verified"
-
-
-def _verified(checked: Verification | None, occupant: Occupant) -> bool:
-    return checked is not None and checked.ok and checked.candidate == occupant.candidate.digest
-
-
-def _target(scene: Scene) -> int:
-    """Index of the step that comes next; the number of steps for promotion."""
-    return 0 if scene.state.step is None else scene.state.step + 1
-
-
-def _needs_approval(scene: Scene, step: int) -> bool:
-    return step < len(scene.spec.steps) and scene.spec.steps[step].approval
-
-
-def _approval(scene: Scene, look: Look) -> Approval | None:
-    """The approval of the next raise in this look, if it is one and still holds."""
-    yes = look.decision
-    if not isinstance(yes, Approval):
-        return None
-    subject = scene.subject
-    wanted = (subject.release, subject.candidate.digest, _target(scene))
-    if (yes.release, yes.candidate, yes.step) != wanted:
-        return None
-    if yes.expires is not None and parse_time(yes.expires) <= scene.now:
-        return None
-    return yes
-
-
-def _raise(
-    scene: Scene,
-    look: Look,
-    passed: JudgeVerdict | None,
-    *,
-    by_hand: Promotion | None = None,
-) -> Transition | Wait:
-    """On to the next step, all being proved: more traffic, the wait for an approval, or promotion."""
-    state, subject, steps = scene.state, scene.subject, scene.spec.steps
-    target = by_hand.step if by_hand is not None else _target(scene)
-    ref: VerdictRef | None = scene.verdict_ref(passed) if passed is not None else None
-    changes: dict[str, Any] = {}
-    if ref is not None:
-        changes["verdicts"] = (*state.verdicts, ref)
-    reason = passed.summary if passed is not None else ""
-    if passed is None and state.step is not None and steps[state.step].traffic == "header":
-        reason = "the step before was by header only: nothing was judged"
-    if by_hand is not None:
-        reason = f"promoted by {by_hand.by} without the judge's pass: {by_hand.reason}"
-    needs_approval = _needs_approval(scene, target)
-    approval = _approval(scene, look) if needs_approval else None
-    if needs_approval and approval is None:
-        changes["phase"] = Phase.AWAITING_APPROVAL
-        return transition(
-            TransitionKind.AWAIT,
-            state,
-            changes,
-            subject,
-            f"{subject.release} waits for approval of step {target + 1} ({steps[target].weight}%)",
-            reason=reason,
-            verdict=ref,
-        )
-    approved_by = approval.by if approval is not None else None
-    requested_by = by_hand.by if by_hand is not None else None
-    at = rfc3339(scene.now)
-    changes |= {**RELEASE_CLEARED, "since": at, "began": state.generation + 1}
-    if state.stable is None or target == len(steps):
-        first = state.stable is None
-        # A first release has nothing to go back to: without an objective of its own there is nothing to bake.
-        plain = first and (scene.spec.slos.empty or not scene.spec.bake_seconds)
-        changes |= {
-            "phase": Phase.STABLE if plain else Phase.BAKING,
-            "stable": scene.subject_slot,
-            "weight": 0 if first or not scene.spec.bake_seconds else scene.spec.control_percent,
-            "last": LastRelease(
-                release=subject.release,
-                candidate=subject.candidate.digest,
-                outcome=Outcome.PROMOTED,
-                reason=_why_promoted(first, by_hand),
-                at=at,
-            ),
-        }
-        control = changes["weight"]
-        takes = f"{100 - control}%, {control}% stay as control" if control else "all traffic"
-        what = f"promote {subject.release}: slot {scene.subject_slot} takes {takes}"
-        return transition(
-            TransitionKind.PROMOTE,
-            state,
-            changes,
-            subject,
-            what,
-            reason=reason,
-            verdict=ref,
-            approved_by=approved_by,
-            requested_by=requested_by,
-        )
-    changes |= {"phase": Phase.CANARY, "step": target, "weight": steps[target].weight}
-    step = steps[target]
-    to = {
-        "weighted": f"raise {subject.release} to {step.weight}%",
-        "mirror": f"mirror {step.mirror_percent}% of the requests to {subject.release}",
-        "header": f"open {subject.release} to requests that ask for it by header",
-    }[step.traffic]
-    return transition(
-        TransitionKind.RAISE,
-        state,
-        changes,
-        subject,
-        f"{to} (step {target + 1} of {len(steps)})",
-        reason=reason,
-        verdict=ref,
-        approved_by=approved_by,
-        requested_by=requested_by,
-    )
-
-
-def _why_promoted(first: bool, by_hand: Promotion | None) -> str:
-    if by_hand is not None:
-        return f"promoted by {by_hand.by}: {by_hand.reason}"
-    return "first release" if first else "every step passed"

@@ -75,8 +75,11 @@ class Approval(Frozen):
     step: Annotated[int, Field(ge=0)]
     """Index of the step that it allows to begin."""
     by: str
+    """Whoever approved; several names are separated by commas."""
     expires: str | None = None
     """RFC 3339 time."""
+    request: Digest | None = None
+    """Of the frozen request that was signed, for the commit."""
 
 
 class Rejection(Frozen):
@@ -110,6 +113,8 @@ class Look(Frozen):
     """Of the state that was looked at. The look says nothing about any other."""
     a: SlotReadiness | None = None
     b: SlotReadiness | None = None
+    baseline: SlotReadiness | None = None
+    """The fresh baseline, where the canary has one."""
     smoke: SmokeResult | None = None
     verification: Verification | None = None
     """Of the candidate under test."""
@@ -125,6 +130,8 @@ class Look(Frozen):
     """Newest generation whose route the gateway is seen to carry out."""
 
     def slot(self, slot: Slot) -> SlotReadiness | None:
+        if slot is Slot.BASELINE:
+            return self.baseline
         return self.a if slot is Slot.A else self.b
 
 
@@ -167,6 +174,8 @@ class DenialLifted(Frozen):
     candidate: Digest
     by: str
     reason: str
+    request: Digest | None = None
+    """Of the frozen request that was signed, for the commit."""
 
 
 Observation = Annotated[

@@ -35,6 +35,10 @@ def obey(
         )
     if state.phase is Phase.DRAINING:
         return Wait(reason=f"release {asked.release} has ended; its slot drains", finished=True)
+    if state.leaving is not None and state.phase is not Phase.HELD:
+        return Wait(
+            reason=f"release {asked.release} ends already, replica by replica: {state.leaving.reason}"
+        )
     if isinstance(asked, AbortRequested):
         scene = Scene(state, now, asked.a, asked.b)
         reason = f"{asked.reason} (asked by {asked.by})"
@@ -76,4 +80,5 @@ def lift_denial(state: ReleaseState, asked: DenialLifted) -> Transition | Wait:
         f"lift the denial of {asked.candidate.short}: {asked.reason}",
         reason=f"{asked.reason}\n\nIt was denied at {denied.at}: {denied.reason}",
         requested_by=asked.by,
+        trailers={"Lockgate-Request": str(asked.request)} if asked.request is not None else {},
     )

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot, VerdictRef
 from lockgate.domain.rollout.observations import JudgeVerdict, SlotReadiness
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.domain.spec import CanarySpec
+from lockgate.domain.spec import CanarySpec, Strategy
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class Scene:
         """None before the first release takes traffic, or once the old version is gone."""
         slot = self.subject_slot.other
         return slot if self.state.occupant(slot) is not None else None
+
+    @property
+    def capacity(self) -> int | None:
+        """Replicas that stable has when nothing is under way; None before the first release takes traffic."""
+        stable = self.state.occupant(self.state.stable) if self.state.stable is not None else None
+        return stable.candidate.serving.replicas if stable is not None else None
+
+    @property
+    def displaced(self) -> bool:
+        """Whether the old version was stopped to make room for the candidate: falling back deploys it anew."""
+        return self.spec.strategy is Strategy.RECREATE and (
+            self.state.lent > 0 or (self.baking and self.fallback_slot is not None)
+        )
 
     @property
     def had_traffic(self) -> bool:

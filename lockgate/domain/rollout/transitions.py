@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from lockgate.domain.base import Frozen
@@ -17,6 +19,12 @@ class TransitionKind(StrEnum):
     RAISE = "raise"
     AWAIT = "await"
     """The next raise waits for a release manager."""
+    HAND_OVER = "hand_over"
+    """Strategy `borrow`: every step passed, and the candidate gets one more of stable's replicas."""
+    HAND_BACK = "hand_back"
+    """Strategy `borrow`: the candidate leaves, and gives one replica back."""
+    REPLACE = "replace"
+    """Strategy `recreate`: stable is stopped, the candidate started."""
     PROMOTE = "promote"
     ROLLBACK = "rollback"
     """Blames the candidate: it is denylisted."""
@@ -26,6 +34,8 @@ class TransitionKind(StrEnum):
     LIFT = "lift"
     END_CONTROL = "end_control"
     """The bake's control gives its few percent to the new version."""
+    END_BASELINE = "end_baseline"
+    """The fresh baseline, which has had no traffic since the canary was over, is taken away."""
     FINISH = "finish"
     """The slot that takes no traffic any more is emptied."""
     PARDON = "pardon"
@@ -75,6 +85,7 @@ def transition(
     approved_by: str | None = None,
     requested_by: str | None = None,
     page: str | None = None,
+    trailers: Mapping[str, str] = MappingProxyType({}),
 ) -> Transition:
     """The transition from `before` by `changes`; `subject` is the occupant or denial that it is about, `what` the subject line
     after `model/environment: `. The new state is validated as if it were read from Git."""
@@ -86,6 +97,7 @@ def transition(
         }
     )
     trailers = {
+        **trailers,
         "Lockgate-Release": subject.release,
         "Lockgate-Phase": str(state.phase),
         "Lockgate-Transition": str(kind),

@@ -13,6 +13,8 @@ WINDOW = 128 << 20
 MAX_STRING = 8 << 20
 MAX_ELEMENTS = 8 << 20
 MAX_KEYS = 1 << 16
+MAX_TEMPLATE = 2 << 20
+"""Bytes. A longer chat template is not kept."""
 MAX_TENSORS = 1 << 17
 
 _SCALARS = {
@@ -98,6 +100,7 @@ def read_gguf(window: bytes, file_size: int) -> GgufFacts:
     reader = _Reader(window)
     metadata: dict[str, Any] = {}
     templates: dict[str, str] = {}
+    problems: list[Problem] = []
     try:
         if bytes(reader.take(4)) != b"GGUF":
             raise _Malformed("no GGUF magic")
@@ -112,15 +115,24 @@ def read_gguf(window: bytes, file_size: int) -> GgufFacts:
             if key in metadata:
                 raise _Malformed(f"key {quoted(key)} appears twice")
             if isinstance(value, bytes):
-                value = value.decode("utf-8", "backslashreplace")
-                if "chat_template" in key:
-                    templates[key] = value
+                value = _text(key, value, templates, problems)
             metadata[key] = value
-        problems = _check_tensors(reader, tensors, metadata, file_size)
+        problems += _check_tensors(reader, tensors, metadata, file_size)
     except (_Malformed, struct.error) as error:
-        problem = high("gguf-malformed", str(error))
-        return GgufFacts(metadata, templates, (problem,))
+        problems.append(high("gguf-malformed", str(error)))
     return GgufFacts(metadata, templates, tuple(problems))
+
+
+def _text(key: str, value: bytes, templates: dict[str, str], problems: list[Problem]) -> str | None:
+    """A string's text if the checks need it. Other strings are let go: thousands of long ones fit into the window."""
+    if "chat_template" in key:
+        if len(value) > MAX_TEMPLATE:
+            problems.append(high("template-too-large", f"{quoted(key)} has {len(value)} bytes"))
+        else:
+            templates[key] = value.decode("utf-8", "backslashreplace")
+    if key.startswith("general.") and len(value) <= 1 << 16:
+        return value.decode("utf-8", "backslashreplace")
+    return None
 
 
 def _check_tensors(

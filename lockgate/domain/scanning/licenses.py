@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,6 +12,8 @@ from lockgate.domain.policy import WeightScanPolicy
 from lockgate.domain.scanning.problems import Problem, high, low, medium, quoted
 
 MAX_FRONT_MATTER = 64 << 10
+MAX_OPEN_BRACKETS = 64
+"""YAML's reader takes time that grows with the square of how deep brackets are nested."""
 MAX_TEXT = 1 << 20
 
 # Identifier -> phrases that must all stand in the text. The first match wins: narrower ones come first.
@@ -48,6 +50,7 @@ _TEXTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bsd-2-clause", ("redistribution and use in source and binary forms",)),
 )
 _PERMISSIVE = frozenset({"apache-2.0", "mit", "isc", "bsd-3-clause", "bsd-2-clause", "unlicense"})
+_BRACKET = re.compile(r"[\[\]{}]")
 _RESTRICTION = re.compile(
     r"non-?commercial|research (?:purposes )?only|not be used (?:for|in) (?:any )?commercial"
 )
@@ -70,16 +73,30 @@ def front_matter(readme: str) -> tuple[dict[str, Any], list[Problem]]:
     else:
         return {}, [medium("card-malformed", "the model card's front matter does not end")]
     text = "\n".join(body)
+    if _nested(text) > MAX_OPEN_BRACKETS:
+        return {}, [medium("card-malformed", "the front matter nests brackets too deeply")]
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
             # Aliases of aliases grow exponentially when they are followed.
             return {}, [medium("card-malformed", "the model card's front matter uses YAML aliases")]
-        data = yaml.safe_load(text)
+        # Text, lists and maps only: what makes numbers and dates of tagged text can be made to crash.
+        data = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         return {}, [medium("card-malformed", f"the front matter is no YAML: {quoted(str(error))}")]
-    if data is not None and not isinstance(data, dict):
+    if data in (None, ""):
+        return {}, []
+    if not isinstance(data, dict):
         return {}, [medium("card-malformed", "the front matter is not a map")]
-    return data or {}, []
+    return data, []
+
+
+def _nested(text: str) -> int:
+    """The most brackets that are open at one place; those in quoted text count too."""
+    depth = deepest = 0
+    for match in _BRACKET.finditer(text):
+        depth = max(0, depth + (1 if match.group() in "[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def stated_in_card(data: Mapping[str, Any]) -> list[str]:
@@ -87,6 +104,7 @@ def stated_in_card(data: Mapping[str, Any]) -> list[str]:
     value = data.get("license")
     entries = value if isinstance(value, list) else [value]
     stated = [str(entry).strip().lower() for entry in entries if entry]
+    stated = [entry for entry in stated if entry not in ("", "null", "~", "none")]
     name = data.get("license_name")
     if name and isinstance(name, str):
         stated = [name.strip().lower() if entry == "other" else entry for entry in stated]
@@ -108,9 +126,13 @@ def recognise(text: str) -> str | None:
 
 
 def check_licenses(
-    stated: Mapping[str, Sequence[str]], texts: Mapping[str, str], policy: WeightScanPolicy
+    stated: Mapping[str, Sequence[str]],
+    texts: Mapping[str, str],
+    policy: WeightScanPolicy,
+    accepted: Collection[str] = (),
 ) -> dict[str, list[Problem]]:
-    """Problems by file. `stated` are identifiers by the file that states them, `texts` the license texts by file.
+    """Problems by file. `stated` are identifiers by the file that states them, `texts` the license texts by file, `accepted`
+    those files whose very text the policy accepts.
 
     A model without any license information gets one under the empty path.
     """
@@ -127,8 +149,11 @@ def check_licenses(
             if identifier not in allowed:
                 add(path, high("license-not-allowed", f"license {quoted(identifier)}"))
     for path, known in recognised.items():
+        if path in accepted:
+            continue
         if known is None:
-            add(path, low("license-text-unknown", "the license text is not one that is known here"))
+            make = low if policy.license_text == "optional" else high
+            add(path, make("license-text-unknown", "the license text is not one known here"))
             continue
         if known not in allowed:
             add(path, high("license-not-allowed", f"the text is that of {known}"))
@@ -140,7 +165,9 @@ def check_licenses(
         ):
             message = f"a {known} text with a restriction in it: {quoted(match.group())}"
             add(path, high("license-restricted", message))
-    if not tags and not any(recognised.values()):
+    if policy.license_text == "required" and not texts:
+        add("", high("license-text-missing", "no license text, and the policy asks for one"))
+    if not tags and not accepted and not any(recognised.values()):
         if policy.license_required:
             add("", high("license-missing", "no license is stated, and the policy asks for one"))
         else:

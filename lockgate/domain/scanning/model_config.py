@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from lockgate.domain.scanning.problems import Problem, critical, high, medium, quoted
 
-REMOTE_CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "trust_remote_code", "custom_code"})
+REMOTE_CODE_KEYS = frozenset(
+    {
+        "auto_map", "custom_pipelines", "trust_remote_code", "custom_code", "custom_generate",
+        # Serialisers that make an object of any class that a file names: Hydra, jsonpickle, NeMo's OmegaConf.
+        "_target_", "py/object", "py/reduce", "py/function", "py/type",
+    }
+)  # fmt: skip
 VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"})
 """Large tables in which any text may be a key: remote-code keys are looked for at their top only."""
+
+_PYTHON_TAG = re.compile(rb"!!python/|tag:yaml\.org,2002:python/|!<[^>\n]{0,80}python/")
+_ESCAPED = re.compile(r"\\[pP]\{[^}]{0,40}\}|\\.", re.DOTALL)
+_CLASS = re.compile(r"\[\^?\]?[^\]]*+(?:\]|\Z)")
+_REGEX_PART = re.compile(r"[()*+]|\{\d*,\}")
+MAX_TOKENS = 1 << 24
 
 # Key -> (smallest, largest). A model outside of these would be a trap for whoever sizes a server by its config.
 _SIZES = {
@@ -33,6 +46,10 @@ def check_json(path: str, value: Any, files: Collection[str]) -> list[Problem]:
         problems += _config(value)
     if name.endswith(".index.json"):
         problems += _index(path, value, files)
+    if name == "modules.json":
+        problems += _modules(value)
+    if name == "tokenizer.json":
+        problems += _tokenizer(value)
     if name in ("tokenizer_config.json", "generation_config.json") and not isinstance(value, dict):
         problems.append(high("config-malformed", f"{name} is not an object"))
     return problems
@@ -51,15 +68,24 @@ def templates_in(value: Any) -> dict[str, str]:
     return found
 
 
-def _walk(value: Any, limit: int = 200_000) -> Iterator[tuple[str, str, Any]]:
+def check_yaml(data: bytes) -> list[Problem]:
+    """Tags in a YAML file that make Python objects of what they name."""
+    found = _PYTHON_TAG.search(data)
+    if found is None:
+        return []
+    line = data.count(b"\n", 0, found.start()) + 1
+    return [critical("remote-code", f"line {line} asks YAML to make a Python object")]
+
+
+def _walk(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Every key, with the path to it and its value. What is walked was bounded when it was parsed."""
     pending: list[tuple[str, Any]] = [("", value)]
-    while pending and limit:
+    while pending:
         where, item = pending.pop()
         children: list[tuple[str, Any]] = []
         if isinstance(item, dict):
             children = [(f"{where}.{key}".lstrip("."), child) for key, child in item.items()]
             for (inner, child), key in zip(children, item, strict=True):
-                limit -= 1
                 yield inner, key, child
         elif isinstance(item, list):
             children = [(f"{where}[{n}]", child) for n, child in enumerate(item)]
@@ -75,6 +101,58 @@ def _remote_code(name: str, value: Any) -> Iterator[Problem]:
         if key in REMOTE_CODE_KEYS and item not in (None, False, {}, []):
             # vLLM has followed auto_map without the trust flag (CVE-2026-22807): its absence is the only safe state.
             yield critical("remote-code", f"{quoted(where)} asks the loader to run code")
+
+
+def _modules(value: Any) -> Iterator[Problem]:
+    """sentence-transformers imports the class that each entry names."""
+    for _, key, item in _walk(value):
+        if key == "type" and not str(item).startswith("sentence_transformers."):
+            yield critical("remote-code", f"modules.json imports {quoted(item)}")
+
+
+def _tokenizer(value: Any) -> Iterator[Problem]:
+    """Token ids for which a server would reserve memory, and patterns that take for ever on some prompts."""
+    for where, key, item in _walk(value):
+        if key == "Regex" and isinstance(item, str) and endless(item):
+            yield medium("tokenizer-regex", f"{quoted(where)} repeats what repeats: {quoted(item)}")
+    model = value.get("model") if isinstance(value, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    added = value.get("added_tokens") if isinstance(value, dict) else None
+    for token in added if isinstance(added, list) else ():
+        if not isinstance(token, dict) or not _is_token(token.get("id")):
+            yield high("tokenizer-size", f"an added token is {quoted(token)}")
+            break
+    if isinstance(vocabulary, dict):
+        wrong = next((item for item in vocabulary.values() if not _is_token(item)), None)
+        if wrong is not None:
+            yield high("tokenizer-size", f"the vocabulary holds the token {quoted(wrong)}")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS
+
+
+def endless(pattern: str) -> bool:
+    """Whether a regular expression repeats without limit a group that itself repeats without limit, as in `(a+)+`."""
+    plain = _CLASS.sub("c", _ESCAPED.sub("e", pattern))
+    open_groups: list[bool] = []
+    closed = False
+    """Whether the group that ended just before repeats inside."""
+    for match in _REGEX_PART.finditer(plain):
+        part = match.group()
+        if part == "(":
+            open_groups.append(False)
+            closed = False
+        elif part == ")":
+            closed = open_groups.pop() if open_groups else False
+            if open_groups:
+                open_groups[-1] |= closed
+        elif part in "*+" or part.endswith(",}"):
+            if closed and plain[match.start() - 1 : match.start()] == ")":
+                return True
+            if open_groups:
+                open_groups[-1] = True
+    return False
 
 
 def _config(value: Any) -> Iterator[Problem]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lockgate.domain.scanning import json_shape
 from lockgate.domain.scanning.problems import Problem, high, quoted
 
 MAX_HEADER = 32 << 20
 """Bytes. The format's own limit is 100 MB; a million tensors fit in this."""
+
+MAX_ELEMENTS = 4_000_000
+"""Commas in the header: a tensor of four dimensions has six."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -35,6 +39,10 @@ def check_header(header: bytes, file_size: int) -> list[Problem]:
     """`header` is the JSON after the first eight bytes. The tensors must cover the rest of the file, gapless and once."""
     if header[:1] != b"{":
         return [high("safetensors-header", "the header does not begin with an object")]
+    if header.count(b",") > MAX_ELEMENTS or json_shape.check_shape(header):
+        return [
+            high("safetensors-header", "the header has too many parts, or its brackets are wrong")
+        ]
     try:
         data = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

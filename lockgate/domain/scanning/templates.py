@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lockgate.domain.scanning.problems import Problem, critical, high, low, medium, quoted
 
 MAX_TEMPLATE = 256 << 10
-"""Characters. The longest that is known of a public model is a tenth of it."""
+"""Characters, where a policy does not say otherwise. The longest that is known of a public model is a tenth of it."""
 MAX_OUTPUT = 4 << 20
 MAX_RANGE = 10_000
 
@@ -26,6 +26,8 @@ _INTERNALS = re.compile(
 _MARKUP = re.compile(
     r"<\s*(?:script|iframe|object|embed)\b|javascript:|\bon(?:load|error)\s*=", re.I
 )
+_HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
+"""Characters that a reviewer does not see and a tokenizer does: direction overrides, and tags that spell ASCII."""
 _ADDRESS = re.compile(r"\b(?:https?|ftp|data|wss?)://", re.I)
 _PIVOTS = frozenset({"lipsum", "cycler", "joiner", "self", "request", "config", "url_for"})
 """Names from which template injections start, in Jinja's own globals or a web framework's; chat templates need none."""
@@ -77,17 +79,23 @@ def sandbox() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def check_template(source: str) -> list[Problem]:
-    """What the syntax tree of a template shows. Nothing is compiled or run."""
-    if len(source) > MAX_TEMPLATE:
+def check_template(source: str, most: int = MAX_TEMPLATE) -> list[Problem]:
+    """What the syntax tree of a template of at most `most` characters shows. Nothing is compiled or run."""
+    if len(source) > most:
         return [high("template-too-large", f"a chat template of {len(source)} characters")]
+    hidden = _HIDDEN.search(source)
+    problems = []
+    if hidden:
+        line = source.count("\n", 0, hidden.start()) + 1
+        message = f"line {line} holds invisible text: {quoted(hidden.group())}"
+        problems.append(high("template-hidden-text", message))
     try:
-        tree = sandbox().parse(source)
-        return list(_problems(tree))
-    except TemplateSyntaxError as error:
-        return [high("template-syntax", f"no Jinja: {quoted(str(error))}")]
+        return [*problems, *_problems(sandbox().parse(source))]
     except RecursionError:
-        return [high("template-bomb", "the template is nested too deeply to be read")]
+        return [*problems, high("template-bomb", "the template is nested too deeply to be read")]
+    except (TemplateSyntaxError, ValueError, ArithmeticError) as error:
+        # Jinja lets errors of Python's own numbers and strings through.
+        return [*problems, high("template-syntax", f"no Jinja: {quoted(str(error))}")]
 
 
 def _problems(tree: nodes.Node) -> Iterator[Problem]:

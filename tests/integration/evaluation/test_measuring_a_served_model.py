@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet
 import pytest
 import yaml
 
+from lockgate.adapters import evaluation
 from lockgate.adapters.benchmark import Subject, benchmark, compare
 from lockgate.adapters.evaluation import SAMPLES_FILE, evaluate
 from lockgate.domain.digests import Digest
@@ -29,6 +32,7 @@ from lockgate.domain.spec import (
 from lockgate.errors import BenchmarkError, EvaluationError, UsageError
 from serving.candidate_server import Endpoint
 from serving.ephemeral import serve
+from tests.integration.evaluation.dataset_hub import dataset_hub
 
 SUBJECT = Digest.of_bytes(b"a candidate")
 SERVING = ServingSpec(
@@ -93,6 +97,47 @@ def test_a_model_scored_twice_agrees_with_itself_and_passes_its_own_gate(
     assert {s["item"] for s in samples if s["task"] == "lockgate_numbers"} == {
         i.item for i in first.tasks[0].items
     }
+
+
+def own_arc(questions: int) -> dict[str, bytes]:
+    """The data set that lm-eval's task `arc_easy` names, with questions of our own."""
+    asked = [
+        {
+            "id": f"sum-{n}",
+            "question": f"What is {n} plus one?",
+            "choices": {"text": [str(n + k) for k in (1, 5, 7, 9)], "label": ["A", "B", "C", "D"]},
+            "answerKey": "A",
+        }
+        for n in range(questions)
+    ]
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(asked), table)
+    splits = ("train", "validation", "test")
+    configured = [{"split": s, "path": f"ARC-Easy/{s}-*"} for s in splits]
+    front = {"configs": [{"config_name": "ARC-Easy", "data_files": configured}]}
+    return {
+        "README.md": f"---\n{yaml.safe_dump(front)}---\n".encode(),
+        **{f"ARC-Easy/{s}-00000-of-00001.parquet": table.getvalue() for s in splits},
+    }
+
+
+def test_a_task_of_the_harness_is_asked_over_data_from_the_hub_and_its_data_count(
+    served: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arc = EvaluationTask(name="arc_easy", metric="acc,none", margin=0.3, floor=0.1)
+    asked = spec(arc, suite="lm-eval", limit=8)
+    suites = []
+    for questions in (8, 9):
+        with dataset_hub("allenai/ai2_arc", own_arc(questions)) as url:
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            monkeypatch.setenv("HF_HOME", str(tmp_path / f"hub-{questions}"))
+            evaluation._harness_data.cache_clear()
+            suites.append(evaluation.suite_digest(asked))
+            if questions == 8:
+                found = scores(served, asked, tmp_path / "arc")
+    assert [item.item for item in found.tasks[0].items] == [f"sum-{n}" for n in range(8)]
+    assert found.suite == suites[0]
+    assert suites[0] != suites[1], "a changed data set is another suite"
 
 
 def test_loads_are_measured_in_turn_and_a_model_passes_against_itself(

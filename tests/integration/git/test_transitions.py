@@ -228,18 +228,13 @@ def test_every_models_state_is_found(tmp_path: Path, remote: Path) -> None:
     assert repository(tmp_path, "new").read_state("unknown", "prod").phase is Phase.EMPTY
 
 
-def test_policy_and_specs_are_read_from_the_repository(tmp_path: Path, remote: Path) -> None:
+def test_a_policy_that_is_none_is_an_error(tmp_path: Path, remote: Path) -> None:
     repo = repository(tmp_path)
     assert repo.read_policy().gates == ("scan", "evaluation", "benchmark")
     somebody_pushes(tmp_path, "policy.yaml", "kind: Policy\ngates: []\n")
-    somebody_pushes(tmp_path, "models/m/spec.yaml", "kind: Release\n")
     repo.sync()
     with pytest.raises(GitError, match="not a policy"):
         repo.read_policy()
-    with pytest.raises(UsageError, match="not a release spec"):
-        repo.read_spec("models/m/spec.yaml")
-    with pytest.raises(UsageError, match="is not in"):
-        repo.read_spec("models/m/none.yaml")
 
 
 def test_the_policy_can_live_on_a_branch_that_this_writer_does_not_write(

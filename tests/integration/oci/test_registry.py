@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -186,36 +183,3 @@ def test_a_registry_that_asks_who_we_are_is_told_as_docker_was(
     records = StepRecords(open_store(registry.host), f"{registry.host}/records")
     records.record(key, {"v": 1})
     assert records.find(key) == {"v": 1}
-
-
-def test_openssl_verifies_the_legacy_signature(
-    registry: Registry, model: Model, signer: KeySigner, tmp_path: Path
-) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not on PATH")
-    store = open_store(registry.host)
-    ref = push_model(store, f"{registry.host}/models/demo", *model, labels=LABELS)
-    sign_image(store, ref, signer)
-    body, _ = store.get_manifest(ref.repository, f"sha256-{ref.digest.hex}.sig")
-    (layer,) = json.loads(body)["layers"]
-    signed = b"".join(store.read_blob(ref.repository, Digest(layer["digest"])))
-    assert json.loads(signed)["critical"]["image"]["docker-manifest-digest"] == ref.digest
-    public, payload, signature = (tmp_path / n for n in ("release.pub", "payload", "signature"))
-    payload.write_bytes(signed)
-    encoded = layer["annotations"]["dev.cosignproject.cosign/signature"]
-    signature.write_bytes(base64.b64decode(encoded))
-
-    def openssl_verifies() -> bool:
-        done = subprocess.run(
-            [openssl, "dgst", "-sha256", "-verify", public, "-signature", signature, payload],
-            capture_output=True,
-            timeout=30,
-            check=False,
-            env={"PATH": os.environ["PATH"]},
-        )
-        return done.returncode == 0
-
-    assert openssl_verifies()
-    payload.write_bytes(signed.replace(ref.digest.hex.encode(), b"0" * 64))
-    assert not openssl_verifies()

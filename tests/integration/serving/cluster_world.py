@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from lockgate import environments
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import ClusterStatus
 from lockgate.domain.digests import Digest
@@ -20,11 +21,22 @@ from lockgate.domain.gitops import dump_state, state_path
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
+from lockgate.errors import EnvironmentMissing
 from serving.local.cluster import LocalCluster
 from serving.manifests import render
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
-KUBECTL = Path(shutil.which("kubectl") or "/nonexistent/kubectl")
+
+
+def _kubectl() -> Path:
+    """Where every part of the product looks for it; the `kubectl` fixture says what is to be done where there is none."""
+    try:
+        return environments.kubectl_path()
+    except EnvironmentMissing:
+        return Path("/nonexistent/kubectl")
+
+
+KUBECTL = _kubectl()
 MODEL = "tiny"
 CANARY = CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=50)))
 RUNTIME = ImageRef.parse("lockgate.local/runtime@" + Digest.of_bytes(b"runtime"))
@@ -177,6 +189,10 @@ class Traffic:
     @property
     def failures(self) -> list[str]:
         return [text for _, text in self.failed_at]
+
+    def slots_since(self, begin: float) -> set[str]:
+        """The slots that answered requests which began after `begin`."""
+        return {slot for began, slot in list(self.slots) if began > begin}
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:

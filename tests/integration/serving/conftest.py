@@ -17,14 +17,12 @@ from serving.local.cluster import LocalCluster
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_engine
-from cluster_world import KUBECTL, TEMPLATE, World
+from cluster_world import TEMPLATE, World
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubectl: Path) -> Iterator[World]:
     """An empty cluster, up."""
-    if not KUBECTL.exists():
-        pytest.skip("kubectl is not on PATH")
     monkeypatch.setitem(registry.ENGINES, "vllm", tiny_engine.TinyEngine())
     remote, checkout, control = tmp_path / "remote.git", tmp_path / "checkout", tmp_path / "control"
     control.mkdir()

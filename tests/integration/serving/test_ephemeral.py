@@ -15,22 +15,25 @@ import tiny_engine
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
-from lockgate.domain.spec import ServingSpec
+from lockgate.domain.spec import Resources, ServingSpec
 from lockgate.errors import ServingError
 from serving.candidate_server import CandidateServer, Endpoint
 from serving.engines import registry
 from serving.ephemeral import ProcessServer, serve
 from serving.local.cpu_pool import CpuPool
+from serving.local.gpu_pool import GpuPool
 from serving.processes import ProcessId
 from serving.smoke import WARM_UP_REQUESTS
 
 
-def served(tmp_path: Path, **arguments: Any) -> AbstractContextManager[Endpoint]:
+def served(
+    tmp_path: Path, resources: Resources | None = None, **arguments: Any
+) -> AbstractContextManager[Endpoint]:
     (tmp_path / "model").mkdir(exist_ok=True)
     env = {"TINY_CONTROL": f"dir:{tmp_path}", "TINY_NAME": "x"}
     return serve(
         tmp_path / "model",
-        ServingSpec(served_model_name="tiny", env=env),
+        ServingSpec(served_model_name="tiny", env=env, resources=resources or Resources()),
         python=Path(sys.executable),
         log_path=tmp_path / "server.log",
         cpu_pool=CpuPool(tmp_path / "cpus"),
@@ -53,6 +56,15 @@ def test_a_server_is_up_inside_the_context_and_gone_after_it_with_its_cores(tmp_
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{endpoint.base_url}/health")
     assert (tmp_path / "server.log").exists()
+
+
+def test_two_servers_on_two_gpus_see_one_each(tmp_path: Path) -> None:
+    pool = GpuPool(tmp_path / "gpus", gpus=["0", "1"])
+    one = Resources(gpu=1)
+    with served(tmp_path, one, gpu_pool=pool) as a, served(tmp_path, one, gpu_pool=pool) as b:
+        seen = [Path(f"/proc/{server.pid}/environ").read_text() for server in (a, b)]
+    visible = {next(v for v in env.split("\0") if v.startswith("CUDA_VISIBLE")) for env in seen}
+    assert visible == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
 
 
 def test_a_candidate_is_served_through_the_interface_that_a_cluster_has_as_well(

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cluster_world import KUBECTL, TEMPLATE, World
+from cluster_world import TEMPLATE, World
 
 from lockgate import environments
 from lockgate.adapters import sources
@@ -25,14 +25,20 @@ from lockgate.adapters.oci import open_store
 from lockgate.adapters.oci.package import push_model
 from lockgate.adapters.oci.runtime import push_runtime
 from lockgate.adapters.signing import KeySigner, attest, generate_key, sign_image
-from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, gate_predicate, provenance
+from lockgate.domain.attestation import (
+    GATE_TYPE,
+    PROVENANCE_TYPE,
+    Materials,
+    gate_predicate,
+    provenance,
+)
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates.base import REQUIRED_GATES, Decision, GateReport, GateResult
 from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import SigningPolicy
+from lockgate.domain.policy import BUILDER, SigningPolicy
 from lockgate.domain.release_state import Occupant, Phase, Slot
-from lockgate.domain.sources import ModelRevision
+from lockgate.domain.sources import ModelRevision, SourceKind
 from lockgate.domain.spec import Recipe, ServingSpec
 from lockgate.errors import ServingError
 from serving.ephemeral import serve
@@ -125,10 +131,10 @@ def test_a_model_that_cannot_be_loaded_is_an_error_with_the_servers_own_words(
 
 
 @pytest.fixture
-def real_world(demo_model: Path, serving_python: Path, tmp_path: Path) -> Iterator[World]:
+def real_world(
+    demo_model: Path, serving_python: Path, tmp_path: Path, kubectl: Path
+) -> Iterator[World]:
     """A store with a signed candidate in it, and a cluster that trusts the key."""
-    if not KUBECTL.exists():
-        pytest.skip("kubectl is not on PATH")
     remote, checkout = tmp_path / "remote.git", tmp_path / "checkout"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", remote], check=True)
     subprocess.run(["git", "clone", "-q", remote, checkout], check=True, capture_output=True)
@@ -188,16 +194,16 @@ def publish(world: World, model: Path, **changes: Any) -> Occupant:
         signer,
         PROVENANCE_TYPE,
         provenance(
-            revision=ModelRevision(repo="org/smol", commit="0" * 40),
-            source_snapshot=snapshot.digest,
+            materials=Materials(
+                revision=ModelRevision(repo="org/smol", commit="0" * 40),
+                kind=SourceKind.HUB,
+                source=snapshot,
+            ),
             snapshot=snapshot.digest,
             recipe=Recipe.NONE,
-            environments={},
-            builder="https://lockgate.dev/local",
-            builder_version="0",
+            builder=BUILDER,
+            versions={"lockgate": "0"},
             invocation="test",
-            started_at=TIME,
-            finished_at=TIME,
         ),
     )
     attest(store, image, signer, GATE_TYPE, predicate)

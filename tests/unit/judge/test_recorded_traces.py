@@ -48,7 +48,15 @@ def test_a_hole_in_a_real_trace_blames_nobody(gap: tuple[float, float]) -> None:
     assert abs(errors.n_baseline - errors.n_canary) <= 15
 
 
-def test_a_real_canary_that_dies_fails() -> None:
+def test_a_real_canary_that_dies_fails_by_name_however_its_metrics_end() -> None:
+    """Killed after 9 s: its own metrics are absent from then on, and the gateway has no server of it."""
+    report = judged(recorded("canary-killed"))
+    assert report.verdict is Verdict.FAIL
+    assert "no live server of the canary" in metric(report, "crashes").reason
+    assert report.decided_at is not None and report.decided_at <= 25
+
+
+def test_a_real_canary_that_is_reported_down_fails() -> None:
     lines = []
     for line in recorded("same"):
         row = json.loads(line)
@@ -58,3 +66,21 @@ def test_a_real_canary_that_dies_fails() -> None:
     report = judged(lines)
     assert report.verdict is Verdict.FAIL
     assert metric(report, "crashes").verdict is Verdict.FAIL
+
+
+def test_servers_of_both_tracks_gone_together_blame_neither() -> None:
+    lines = []
+    for line in recorded("canary-killed"):
+        row = json.loads(line)
+        if row["instance"] == "baseline-gateway" and row["time"] > 9:
+            row["gauges"]["envoy_cluster_membership_healthy"] = 0
+        lines.append(json.dumps(row))
+    assert metric(judged(lines), "crashes").verdict is not Verdict.FAIL
+
+
+def test_a_real_baseline_that_dies_is_no_word_on_the_canary_that_answers_for_it() -> None:
+    """Killed after 10 s, back after 71 s. Until then the gateway sent all requests to the canary."""
+    report = judged(recorded("stable-killed"))
+    assert report.verdict is Verdict.INSUFFICIENT_DATA
+    assert metric(report, "split").verdict is not Verdict.FAIL
+    assert metric(report, "gateway_errors").n_canary < 20, "of the hundred that it answered"

@@ -89,6 +89,32 @@ def test_metrics_that_move_together_fail_the_canary_before_any_of_them_would_alo
     assert together
 
 
+def test_a_few_requests_that_take_ten_times_as_long_fail_the_canary_and_are_counted() -> None:
+    settings = JudgeConfig(step_start=0)
+    report = judge_lines(trace(Server(rate=6.0), Server(rate=6.0, tail=0.06), 200, 2), settings)
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "ttft_tail").verdict is Verdict.FAIL
+    assert "took long (now: more than" in metric(report, "ttft_tail").reason
+
+
+@pytest.mark.parametrize("change", ["no histogram", "other bounds"])
+def test_a_tail_that_cannot_be_compared_is_insufficient_data(change: str) -> None:
+    name = "vllm:time_to_first_token_seconds"
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        if row["track"] == "canary" and name in row["histograms"]:
+            if change == "other bounds":
+                found = row["histograms"][name]
+                found["le"] = [0.99 * x if isinstance(x, float) else x for x in found["le"]]
+        elif change == "no histogram":
+            row["histograms"].pop(name, None)
+        return row
+
+    report = judge_lines(trace(Server(), Server(tail=0.5), 60, 1, edit=edit), config())
+    found = metric(report, "ttft_tail")
+    assert found.verdict is Verdict.INSUFFICIENT_DATA and found.evidence == 1.0
+
+
 def test_server_errors_at_the_gateway_fail_the_canary_and_are_named() -> None:
     report = judge_lines(trace(Server(), Server(errors=1.0), 60, 1), config())
     assert report.verdict is Verdict.FAIL

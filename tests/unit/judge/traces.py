@@ -27,6 +27,8 @@ class Server:
     length_share: float = 0.3
     drift_sd: float = 0.0
     drift_s: float = 45.0
+    tail: float = 0.0
+    """Share of requests whose TTFT is ten times as long."""
     ttft_growth: float = 0.0
     """Seconds of queueing added to TTFT a second of trace: an overloaded server."""
 
@@ -111,6 +113,8 @@ def trace(
                 n = int(rng.poisson(server.rate * step))
                 factor = math.exp(wander[track])
                 ttft = server.ttft * factor * rng.lognormal(-0.125, 0.5, n)
+                if server.tail:
+                    ttft = ttft * np.where(rng.random(n) < server.tail, 10.0, 1.0)
                 ttft = ttft + server.ttft_growth * t
                 tokens = np.maximum(
                     1, rng.lognormal(math.log(server.tokens) - 0.02, 0.2, n).round()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -15,18 +17,25 @@ from hypothesis import strategies as st
 from lockgate.adapters.oci.copying import copy_image
 from lockgate.adapters.oci.images import read_image_manifest
 from lockgate.adapters.oci.layout import LayoutStore
-from lockgate.adapters.oci.package import find_model, push_model, snapshot_of
+from lockgate.adapters.oci.package import PARALLEL, find_model, push_model, snapshot_of
+from lockgate.adapters.sources import read_snapshot
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.model_image import (
     LARGE_FILE,
     MAX_LAYERS,
     PATH_ANNOTATION,
+    image_config,
+    image_manifest,
+    layer_descriptor,
+    model_labels,
     plan_layers,
+    snapshot_layer,
+    snapshot_tag,
     tar_header,
 )
 from lockgate.domain.sources import Snapshot, SnapshotFile
-from lockgate.domain.stores import Content
+from lockgate.domain.stores import IMAGE_MANIFEST, Content
 from lockgate.errors import IntegrityError
 
 Model = tuple[Path, Snapshot]
@@ -144,28 +153,106 @@ def test_a_file_that_changed_since_it_was_fetched_is_not_packaged(
 ) -> None:
     directory, snapshot = model
     damage(directory / "model-1.safetensors")
-    with pytest.raises(IntegrityError, match=words):
+    with pytest.raises(IntegrityError, match=words) as caught:
         push_model(store, repository, directory, snapshot, labels=LABELS)
+    if words == "is gone":
+        assert isinstance(caught.value.__cause__, FileNotFoundError)
     assert store.tags(repository) == []
     assert list((store.root / ".incoming").iterdir()) == []
 
 
-def test_a_model_is_found_by_its_snapshot_and_packaged_once(
-    store: LayoutStore, repository: str, model: Model
+def test_a_model_is_found_by_its_snapshot_and_packaging_it_again_writes_no_layer(
+    store: LayoutStore, repository: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, snapshot = model
-    assert find_model(store, repository, snapshot.digest) is None
+    assert find_model(store, repository, model[1].digest) is None
     seen: list[tuple[int, int]] = []
-    ref = push_model(
-        store, repository, *model, labels=LABELS, progress=lambda *done: seen.append(done)
-    )
-    assert seen[-1] == (snapshot.size, snapshot.size)
-    assert find_model(store, repository, snapshot.digest) == ref
-    assert find_model(store, repository, snapshot.digest, labels=LABELS) == ref
-    assert find_model(store, repository, snapshot.digest, labels={"other": "label"}) is None
-    assert snapshot_of(store, ref) == snapshot
-    (directory / "model-1.safetensors").unlink()
-    assert push_model(store, repository, *model, labels=LABELS) == ref
+
+    def push() -> ImageRef:
+        seen.clear()
+        return push_model(
+            store, repository, *model, labels=LABELS, progress=lambda *done: seen.append(done)
+        )
+
+    ref = push()
+    assert sorted(seen) == seen
+    assert seen[-1] == (model[1].size, model[1].size)
+    assert find_model(store, repository, model[1].digest) == ref
+    assert find_model(store, repository, model[1].digest, labels=LABELS) == ref
+    assert find_model(store, repository, model[1].digest, labels={"other": "label"}) is None
+    assert snapshot_of(store, ref) == model[1]
+    layers = {layer.digest for layer in read_image_manifest(store, ref).layers}
+    write = store.put_blob
+
+    def put_blob(name: str, digest: Digest | None, content: Content, size: int | None) -> Digest:
+        assert digest not in layers or store.has_blob(name, digest)
+        assert not callable(content)
+        return write(name, digest, content, size)
+
+    monkeypatch.setattr(store, "put_blob", put_blob)
+    assert push() == ref
+    assert seen[-1] == (model[1].size, model[1].size)
+
+
+def test_an_image_planted_under_the_snapshots_tag_is_not_taken_for_the_snapshot(
+    store: LayoutStore, repository: str, model: Model, tmp_path: Path
+) -> None:
+    """It lists the right files and says the right labels, but holds other weights: whoever may write tags must not decide
+    what gets signed."""
+    directory, snapshot = model
+    honest = push_model(LayoutStore(tmp_path / "own"), repository, directory, snapshot, labels={})
+    evil = tmp_path / "evil"
+    shutil.copytree(directory, evil)
+    weights = evil / "model-1.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    planted = push_model(store, repository, evil, read_snapshot(evil), labels={})
+    manifest = read_image_manifest(store, planted)
+    listing = snapshot_layer(snapshot)
+    layers = [layer_descriptor(Digest.of_bytes(listing), len(listing)), *manifest.layers[1:]]
+    config = image_config(model_labels(snapshot, {}), [layer.digest for layer in layers])
+    for body in (listing, config):
+        store.put_blob(repository, None, [body], len(body))
+    tag = snapshot_tag(snapshot.digest)
+    store.put_manifest(repository, image_manifest(config, layers), IMAGE_MANIFEST, tag)
+    assert find_model(store, repository, snapshot.digest, labels={}) is not None
+    assert push_model(store, repository, directory, snapshot, labels={}).digest == honest.digest
+    assert store.resolve(repository, tag) == honest.digest
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    files=st.dictionaries(
+        st.from_regex(r"[a-z]{1,4}(/[a-z0-9.]{1,6}[a-z]){0,2}", fullmatch=True),
+        st.sampled_from(
+            [b"", b"{}", b"x" * 511, b"y" * 512, b"z" * LARGE_FILE, b"w" * (LARGE_FILE + 1)]
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    data=st.data(),
+)
+def test_neither_order_nor_place_nor_what_was_there_before_changes_the_digest(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], data: st.DataObject
+) -> None:
+    paths = [p for p in files if not any(o.startswith(f"{p}/") for o in files)]
+    place = tmp_path_factory.mktemp("places")
+    digests = set()
+    for number in range(2):
+        order = data.draw(st.permutations(paths))
+        directory, rows = place / f"{number}", []
+        for path in order:
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            (directory / path).write_bytes(files[path])
+            rows.append(
+                SnapshotFile(path=path, size=len(files[path]), digest=Digest.of_bytes(files[path]))
+            )
+        store = LayoutStore(place / f"store-{number}")
+        if data.draw(st.booleans()):
+            part = Snapshot.of(rows[:1])
+            push_model(store, "lockgate.local/m", directory, part, labels={})
+        snapshot = Snapshot.of(rows)
+        ref = push_model(store, f"lockgate.local/{'mn'[number]}", directory, snapshot, labels={})
+        digests.add(ref.digest)
+    assert len(digests) == 1
 
 
 def test_an_image_that_lost_a_part_is_packaged_again(
@@ -178,10 +265,33 @@ def test_an_image_that_lost_a_part_is_packaged_again(
         assert store.has_blob(repository, lost)
 
 
+class MeetingStore(LayoutStore):
+    """Stores a large layer only when others are on their way at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.meeting = threading.Barrier(PARALLEL, timeout=30)
+
+    def put_blob(
+        self, repository: str, digest: Digest | None, content: Content, size: int | None
+    ) -> Digest:
+        if size and size > LARGE_FILE:
+            self.meeting.wait()
+        return super().put_blob(repository, digest, content, size)
+
+
+def test_layers_are_sent_side_by_side(
+    repository: str, write_model: Callable[..., Snapshot], tmp_path: Path
+) -> None:
+    files = {f"m-{number}.safetensors": bytes([number]) * LARGE_FILE for number in range(PARALLEL)}
+    snapshot = write_model(tmp_path / "model", files)
+    store = MeetingStore(tmp_path / "store")
+    ref = push_model(store, repository, tmp_path / "model", snapshot, labels={})
+    assert snapshot_of(store, ref) == snapshot
+
+
 class ResumingStore(LayoutStore):
     """A store that takes every upload in pieces that begin anywhere."""
-
-    digest_first = True
 
     def __init__(self, root: Path, cuts: Iterable[int]) -> None:
         super().__init__(root)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from lockgate.adapters.oci.images import read_image_manifest
 from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.adapters.oci.package import pull_model, push_model, snapshot_of
 from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.adapters.oci.runtime import push_runtime, read_runtime
+from lockgate.adapters.sources import read_snapshot
+from lockgate.cli.app import app
 from lockgate.domain import model_image
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.domain.stores import IMAGE_MANIFEST
 from lockgate.errors import IntegrityError, RegistryError
+from lockgate.staging import staged
 
 Model = tuple[Path, Snapshot]
 
@@ -108,6 +112,69 @@ def test_a_swapped_manifest_is_refused(
     store.blob_path(ref.digest).write_bytes(store.blob_path(other.digest).read_bytes())
     with pytest.raises(IntegrityError, match=ref.digest):
         pull_model(store, ref, tmp_path / "target")
+
+
+class BreakingOff(LayoutStore):
+    """Breaks off after so many transferred bytes; `sent` counts them."""
+
+    after: int | None = None
+    sent = 0
+
+    def read_blob(
+        self, repository: str, digest: Digest, held: Iterable[bytes] = ()
+    ) -> Iterator[bytes]:
+        kept = list(held)
+        there, given = sum(map(len, kept)), 0
+        for chunk in super().read_blob(repository, digest, kept):
+            given += len(chunk)
+            if given > there:
+                self.sent += len(chunk)
+                if self.after is not None and self.sent > self.after:
+                    yield chunk[: len(chunk) // 2]
+                    raise RegistryError("the connection broke")
+            yield chunk
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["sound", "damaged meanwhile"])
+def test_a_pull_that_breaks_off_within_a_file_goes_on_where_it_was(
+    store: LayoutStore,
+    repository: str,
+    write_model: Callable[..., Snapshot],
+    tmp_path: Path,
+    damage: bool,
+) -> None:
+    files = {f"{name}.safetensors": name.encode() * (6 << 20) for name in "ab"}
+    snapshot = write_model(tmp_path / "model", {**files, "config.json": b"{}"})
+    ref = push_model(store, repository, tmp_path / "model", snapshot, labels={})
+    breaking = BreakingOff(store.root)
+    breaking.after = 9 << 20
+    with pytest.raises(RegistryError, match="broke"):
+        pull_model(breaking, ref, tmp_path / "out" / "s")
+    assert not (tmp_path / "out" / "s").exists()
+    (half,) = (tmp_path / "out").glob(".s.incoming-*/b.safetensors")
+    assert 1 << 20 <= half.stat().st_size < 6 << 20
+    if damage:
+        half.write_bytes(b"x" * half.stat().st_size)
+    breaking.after, breaking.sent = None, 0
+    assert pull_model(breaking, ref, tmp_path / "out" / "s") == snapshot
+    assert content_of(tmp_path / "out" / "s") == {**files, "config.json": b"{}"}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["s"]
+    if not damage:
+        assert breaking.sent < 6 << 20
+
+
+def test_two_pulls_at_once_do_not_share_what_is_half_done_and_leftovers_are_swept(
+    store: LayoutStore, repository: str, model: Model, tmp_path: Path
+) -> None:
+    ref = push_model(store, repository, *model, labels={})
+    target = tmp_path / "out" / "s"
+    with staged(target, ref.digest.hex) as held_by_another:
+        (held_by_another.path / "config.json").write_text("half")
+        pull_model(store, ref, target)
+    assert snapshot_of(store, ref) == model[1] == read_snapshot(target)
+    (target.parent / ".t.incoming-abandoned").mkdir()
+    pull_model(store, ref, target.parent / "t")
+    assert sorted(p.name for p in target.parent.iterdir()) == ["s", "t"]
 
 
 def forge(store: LayoutStore, repository: str, snapshot: Snapshot, layer: bytes) -> ImageRef:
@@ -268,3 +335,17 @@ def test_a_local_runtime_is_an_image_with_all_its_parts(
         engine="vllm",
     )
     assert missing_blobs(store, image) == []
+
+
+def test_the_command_of_an_init_container_unpacks_a_model_once(
+    store: LayoutStore, repository: str, model: Model, model_files: dict[str, bytes], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    ref = push_model(store, repository, *model, labels={})
+    monkeypatch.setenv("LOCKGATE_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("LOCKGATE_STORE", f"oci:{tmp_path / 'store'}")
+    target = tmp_path / "weights" / "models"
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["pull", str(ref), str(target)], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert content_of(target) == model_files

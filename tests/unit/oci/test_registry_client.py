@@ -11,11 +11,25 @@ import httpx
 import pytest
 
 from lockgate.adapters.oci import credentials
+from lockgate.adapters.oci.artifacts import read_json
+from lockgate.adapters.oci.copying import copy_image
 from lockgate.adapters.oci.credentials import Credentials
+from lockgate.adapters.oci.images import image_labels, small_blob
+from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.adapters.oci.registry import RegistryStore
 from lockgate.adapters.oci.transport import Transport
+from lockgate.adapters.sources import pull_plain
 from lockgate.domain.digests import Digest, canonical_json
-from lockgate.domain.stores import EMPTY_JSON, IMAGE_INDEX, IMAGE_MANIFEST, Descriptor
+from lockgate.domain.images import ImageRef
+from lockgate.domain.model_image import image_manifest
+from lockgate.domain.stores import (
+    EMPTY_JSON,
+    IMAGE_CONFIG,
+    IMAGE_INDEX,
+    IMAGE_LAYER,
+    IMAGE_MANIFEST,
+    Descriptor,
+)
 from lockgate.errors import IntegrityError, RegistryError
 
 HOST = "registry.example"
@@ -149,12 +163,86 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(ranges: bool) -> None:
     assert registry.requests[1].headers["Range"] == "bytes=5000-"
 
 
+@pytest.mark.parametrize("held", [BODY[:7000], BODY], ids=["a part", "all of it"])
+def test_what_a_caller_has_of_a_blob_is_hashed_and_not_transferred(held: bytes) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        start = int(request.headers["Range"].removeprefix("bytes=")[:-1])
+        assert start == len(held)
+        if start == len(BODY):
+            return httpx.Response(416)
+        return httpx.Response(206, content=BODY[start:])
+
+    store = Registry(handler).store
+    assert b"".join(store.read_blob(REPOSITORY, DIGEST, [held])) == BODY
+    with pytest.raises(IntegrityError):
+        list(store.read_blob(REPOSITORY, DIGEST, [b"x" + held[1:]]))
+
+
+def test_plain_http_is_spoken_on_the_loopback_and_elsewhere_only_when_asked_for() -> None:
+    def scheme(host: str, *, plain_http: bool = False) -> str:
+        return Transport(host, plain_http=plain_http).url("/v2/").partition(":")[0]
+
+    assert [scheme(host) for host in ("127.0.0.1:5000", "localhost:5000", "[::1]:5000")] == [
+        "http", "http", "http",
+    ]  # fmt: skip
+    for host in ("registry.example", "10.0.0.7:5000", "localhost.example", "127.example:80"):
+        assert scheme(host) == "https"
+        assert scheme(host, plain_http=True) == "http"
+
+
 def test_a_registry_is_not_believed() -> None:
     registry = Registry(lambda _: httpx.Response(200, content=b'{"other": "bytes"}'))
     with pytest.raises(IntegrityError):
         list(registry.store.read_blob(REPOSITORY, DIGEST))
     with pytest.raises(IntegrityError):
         registry.store.get_manifest(REPOSITORY, DIGEST)
+
+
+class Endless(httpx.SyncByteStream):
+    """Goes on for as long as somebody reads."""
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for _ in range(200):
+            yield bytes(1 << 20)
+        raise AssertionError("200 MiB were read")
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_without_end_is_not_read_into_memory(status: int, tmp_path: Path) -> None:
+    config = Descriptor(IMAGE_CONFIG, DIGEST, 100)
+    layer = Descriptor(IMAGE_LAYER, DIGEST, 5000)
+    body = image_manifest(b"x" * 100, [layer])
+    ref = ImageRef(repository=REPOSITORY, digest=Digest.of_bytes(body))
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "HEAD":
+            return httpx.Response(200, headers={"Content-Length": "100"})
+        if request.url.path.endswith(str(ref.digest)) and status == 200:
+            return httpx.Response(200, content=body)
+        return httpx.Response(status, stream=Endless())
+
+    store = Registry(handler).store
+    for read in (
+        lambda: store.get_manifest(REPOSITORY, "tag"),
+        lambda: store.tags(REPOSITORY),
+        lambda: store.referrers(REPOSITORY, DIGEST),
+        lambda: read_json(store, REPOSITORY, DIGEST),
+        lambda: small_blob(store, REPOSITORY, config),
+        lambda: image_labels(store, ref),
+        lambda: pull_plain(store, ref, tmp_path / "pulled"),
+        lambda: copy_image(store, ref, LayoutStore(tmp_path / "copy"), REPOSITORY),
+    ):
+        with pytest.raises((RegistryError, IntegrityError)):
+            read()
+
+
+def test_a_list_whose_pages_lead_on_for_ever_ends() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        following = {"Link": f'<{request.url.path}?n=1000>; rel="next"'}
+        return httpx.Response(200, json={"tags": ["a"]}, headers=following)
+
+    with pytest.raises(RegistryError, match="pages"):
+        Registry(handler).store.tags(REPOSITORY)
 
 
 def test_another_registrys_repository_is_not_looked_up_here() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lockgate.domain.attestation import check_provenance
+from lockgate.domain.attestation import Origin, origin_of
 from lockgate.domain.calibration import CalibrationRecord
 from lockgate.domain.digests import Digest
 from lockgate.domain.quantization import QuantizationReport
-from lockgate.domain.sources import ModelRevision
+from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile, SourceKind
 from lockgate.domain.spec import CalibrationSpec, Recipe
 from lockgate.domain.steps import PreparedModel, StoredModel
 from lockgate.domain.weight_format import recognise
@@ -63,17 +63,25 @@ def test_provenance_names_the_calibration_set_by_digest_and_what_the_source_was(
     )  # fmt: skip
     report = QuantizationReport(
         recipe="w8a8-gptq", seed=0, calibration=seen, source_bytes=2, weight_bytes=1, expected_bytes=1,
-        tensors=1, elements=1, next_token="Paris", generated="Paris.", details={}, tools={}, seconds=1.0,
+        tensors=1, elements=1, next_token="Paris", generated="Paris.", details={}, tools={"llmcompressor": "0.14"}, seconds=1.0,
     )  # fmt: skip
     prepared = PreparedModel(
         revision=ModelRevision(repo="org/m", commit="a" * 40), recipe=Recipe.W8A8_GPTQ, source=SOURCE,
         model=SOURCE, scans=(), source_format=recognise({"config.json": b"{}"}, ("config.json",)),
-        quantization=report,
+        quantization=report, source_kind=SourceKind.HUB,
     )  # fmt: skip
-    predicate = provenance_of(prepared, "candidate:x", "2026-01-01T00:00:00Z")
-    check_provenance(predicate)
+    config = SnapshotFile(path="config.json", size=2, digest=Digest.of_bytes(b"{}"))
+    predicate = provenance_of(prepared, Snapshot.of([config]), "candidate:x", "https://ci.example")
+    assert origin_of(predicate) == Origin("https://ci.example", "org/m")
+    assert predicate["runDetails"]["builder"]["version"]["llmcompressor"] == "0.14"
     definition = predicate["buildDefinition"]
-    assert {"name": "calibration", "digest": {"sha256": seen.digest.hex}} in definition["resolvedDependencies"]  # fmt: skip
+    inputs = {entry["name"]: entry for entry in definition["resolvedDependencies"]}
+    assert set(inputs) == {
+        "source", "source/config.json", "source-image", "environment/quantization", "calibration"
+    }  # fmt: skip
+    assert inputs["calibration"]["digest"] == {"sha256": seen.digest.hex}
+    assert inputs["source/config.json"]["digest"] == {"sha256": config.digest.hex}
+    assert inputs["source"]["digest"]["gitCommit"] == "a" * 40
     parameters = definition["internalParameters"]["quantization"]
     assert parameters["sourceWeights"]["kind"] == "plain"
     assert parameters["report"]["calibration"]["tokens"] == 9

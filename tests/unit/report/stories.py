@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from lockgate.adapters.report import (
+    Bake,
     BenchmarkRow,
     CandidateSummary,
     EvaluationRow,
@@ -308,6 +309,21 @@ def promoted_release() -> ReleaseStory:
         stable_slot=Slot.A, canary_slot=Slot.B,
         looks=looks(lines, [(41, 101, 0.1, False), (101, 281, 0.5, True)], start), trace_lines=lines,
     )  # fmt: skip
+
+
+def baked_release(control: int = 5) -> ReleaseStory:
+    """A release of which only the bake is on record."""
+    start = START - timedelta(minutes=7)
+    lines = canary_trace([(300, 0.95)], start=start, slower=1.05)
+    bake = Bake(
+        transitions=transitions(
+            [(0, Phase.BAKING, 100 - control, "smollm2/local: promote slot b"),
+             (300, Phase.BAKING, 100, "smollm2/local: slot b takes all traffic: the bake is over"),
+             (345, Phase.STABLE, 100, "smollm2/local: stable on slot b")], start),
+        stable_slot=Slot.A, canary_slot=Slot.B, control_percent=control,
+        looks=looks(lines, [(0, 300, 0.95, False)], start), trace_lines=lines,
+    )  # fmt: skip
+    return ReleaseStory(release="smollm2-20261123-1b22bb02", candidate=candidate("2"), bake=bake)
 
 
 @cache

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Phase
 from lockgate.domain.sources import Source
 from lockgate.domain.spec import ReleaseSpec
+from lockgate.domain.tracks import Track
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -23,9 +25,11 @@ PAGES = (
     "index.md",
     "concepts.md",
     "spec.md",
+    "scanning.md",
     "quantization.md",
     "operations.md",
     "real-cluster.md",
+    "triggers.md",
 )
 
 
@@ -45,6 +49,18 @@ def test_the_examples_of_the_spec_page_are_valid_documents() -> None:
     release, policy = (yaml.safe_load(example) for example in examples)
     assert str(Source.parse(ReleaseSpec.model_validate(release).source)) == release["source"]
     assert Policy.model_validate(policy).weights.license_required
+
+
+def test_the_policy_of_the_scanning_page_is_valid() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "scanning.md").read_text(), re.S)
+    policy = Policy.model_validate(yaml.safe_load(example))
+    assert policy.waivers[0].rule == "CVE-2026-1234"
+
+
+def test_the_track_of_the_triggers_page_is_valid() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "triggers.md").read_text(), re.S)
+    track = Track.model_validate(yaml.safe_load(example))
+    assert track.frozen("production", datetime(2026, 12, 24, 12, tzinfo=UTC)) is not None
 
 
 def test_every_error_is_explained_on_the_operations_page() -> None:

@@ -28,6 +28,7 @@ from lockgate.errors import ReportError
 from .stories import (
     NOT_SCANNED,
     START,
+    baked_release,
     first_release,
     gates,
     promoted_release,
@@ -331,3 +332,27 @@ def test_a_report_that_cannot_be_written_says_where_and_leaves_nothing(tmp_path:
     (tmp_path / "taken").write_text("a file, not a folder")
     with pytest.raises(ReportError, match="taken"):
         write_report(report_of(), tmp_path / "taken" / "report.html")
+
+
+def test_the_bake_is_drawn_like_the_canary_with_the_old_version_as_control() -> None:
+    text = render_report(report_of(baked_release()))
+    page = Page(text)
+    assert page.unbalanced is None
+    assert "5% of the requests stayed on the old version as control" in page.text
+    ids = {attrs.get("id") or "" for _, attrs in page.elements}
+    for panel in ("weight", "verdicts", "ttft", "itl", "requests"):
+        assert any(name.startswith(f"r1-bake-{panel}-wide") for name in ids), panel
+    (ttft,) = re.findall(r"<desc id=.r1-bake-ttft-wide[^>]*>(.*?)</desc>", text)
+    assert re.search(r"old version \(slot a\): p50 \d+ to \d+ ms", ttft)
+    assert re.search(r"new version \(slot b\): p50 \d+ to \d+ ms", ttft)
+    weight = re.search(r"<desc id=.r1-bake-weight-wide[^>]*>(.*?)</desc>", text)
+    assert weight is not None
+    assert "baking at 95%" in weight.group(1)
+    assert "baking at 100%" in weight.group(1)
+
+
+def test_a_bake_that_nobody_recorded_is_not_drawn_and_one_without_control_says_so() -> None:
+    unseen = baked_release().model_copy(update={"bake": None})
+    assert "Bake" not in Page(render_report(report_of(unseen))).words
+    text = Page(render_report(report_of(baked_release(0)))).text
+    assert "absolute limits alone were judged" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,10 +34,11 @@ from lockgate.domain.rollout import (
     start,
 )
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels, Strategy
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
     BEGIN,
+    REPLICAS,
     Rollout,
     approval,
     candidate,
@@ -66,8 +67,25 @@ BEGINNINGS = [
 
 
 def specs() -> st.SearchStrategy[CanarySpec]:
+    """Surge is the most frequent."""
+    return st.sampled_from(
+        [*[Strategy.SURGE] * 3, *[Strategy.BORROW] * 2, Strategy.RECREATE]
+    ).flatmap(specs_of)
+
+
+def specs_of(strategy: Strategy) -> st.SearchStrategy[CanarySpec]:
+    if strategy is Strategy.SURGE:
+        return st.sampled_from(["stable", "stable", "fresh"]).flatmap(
+            lambda baseline: specs_with(strategy, baseline)
+        )
+    return specs_with(strategy, "stable")
+
+
+def specs_with(strategy: Strategy, baseline: str) -> st.SearchStrategy[CanarySpec]:
+    # One replica of four is borrowed: more than this would be too much for it.
+    highest = 29 if strategy is Strategy.BORROW else 50 if baseline == "fresh" else 100
     steps = st.lists(
-        st.tuples(st.integers(1, 100), st.sampled_from([False, False, False, True])),
+        st.tuples(st.integers(1, highest), st.sampled_from([False, False, False, True])),
         min_size=1,
         max_size=3,
         unique_by=lambda s: s[0],
@@ -78,14 +96,18 @@ def specs() -> st.SearchStrategy[CanarySpec]:
         )
     )
     before = st.lists(
-        st.sampled_from(["mirror", "header"]).map(
+        st.sampled_from(["header"] if baseline == "fresh" else ["mirror", "header"]).map(
             lambda traffic: CanaryStep(weight=0, traffic=traffic, min_seconds=30, max_seconds=300)
         ),
         max_size=2,
     ).map(tuple)
     steps = st.builds(lambda first, then: first + then, before, steps)
+    if strategy is Strategy.RECREATE:
+        steps = st.just(())
     return st.builds(
         CanarySpec,
+        strategy=st.just(strategy),
+        baseline=st.just(baseline),
         steps=steps,
         on_insufficient_data=st.sampled_from(["rollback", "hold"]),
         outage_budget_seconds=st.just(120.0),
@@ -115,6 +137,10 @@ def readiness(draw: st.DrawFn, names: tuple[str, ...]) -> SlotReadiness | None:
 class EveryRun(RuleBasedStateMachine):
     """Drives one model as badly as it can, and remembers what each candidate had proved when it got traffic."""
 
+    specs = staticmethod(lambda: specs_of(Strategy.SURGE))
+    """Of the release that a run begins with; later ones take any."""
+    beginnings: ClassVar[list[str]] = BEGINNINGS
+
     def __init__(self) -> None:
         super().__init__()
         self.now = BEGIN
@@ -122,9 +148,11 @@ class EveryRun(RuleBasedStateMachine):
         self.releases = 0
         self.last_observation: Observation | None = None
 
-    @initialize(where=st.sampled_from(BEGINNINGS), spec=specs())
-    def begin_somewhere(self, where: str, spec: CanarySpec) -> None:
+    @initialize(data=st.data())
+    def begin_somewhere(self, data: st.DataObject) -> None:
         """Anywhere in the life of a model, so that no phase is far away."""
+        where = data.draw(st.sampled_from(self.beginnings), label="where")
+        spec = data.draw(self.specs(), label="spec")
         if where == "empty":
             return
         self.begin_release(NAMES[0], spec)
@@ -132,10 +160,14 @@ class EveryRun(RuleBasedStateMachine):
         if where == "serving":
             return
         self.begin_release(NAMES[1], spec)
-        wanted = {"canary": 1, "second step": 2, "baking": 4, "draining": 2, "held": 1}
+        long = dict.fromkeys(("handing over", "baking", "leaving"), 12)
+        wanted = {"canary": 1, "replaced": 1, "second step": 2, "draining": 2, "held": 1, **long}
         for _ in range(wanted.get(where, 0)):
+            lent = where == "handing over" and self.state.lent > 1
+            if lent or self.state.phase is Phase.BAKING:
+                break
             self.observe_well(60, "pass", approved=True)
-        if where == "draining":
+        if where in ("draining", "leaving"):
             self.observe_well(60, "fail")
         if where == "held" and self.state.release_under_way is not None:
             self.observe(HoldRequested(release=self.state.release_under_way, by="p", reason="x"))
@@ -163,7 +195,10 @@ class EveryRun(RuleBasedStateMachine):
     @rule(
         seconds=st.sampled_from([0, 1, 31, 60]),
         lacking=st.sampled_from(
-            ["a", "a", "b", "b", "smoke", "verification", "fallback_verification", "decision"]
+            [
+                *("a", "a", "b", "b", "baseline"),
+                *("smoke", "verification", "fallback_verification", "decision"),
+            ]
         ),
         other=st.sampled_from(["unseen", "unfit", "of another"]),
         word=st.sampled_from(["pass", "pass", "fail"]),
@@ -174,8 +209,11 @@ class EveryRun(RuleBasedStateMachine):
         """One thing unseen, or unfit, or seen of some other candidate."""
         self.now += timedelta(seconds=seconds)
         digest = candidate("stranger" if other == "of another" else NAMES[0]).digest
-        there = {"a": self.state.a, "b": self.state.b}.get(lacking)
-        if there is not None and other == "unfit":
+        places = {"a": self.state.a, "b": self.state.b}
+        there = places.get(lacking) or (
+            lacking == "baseline" and self.state.occupant(Slot.BASELINE)
+        )
+        if there and other == "unfit":
             digest = there.candidate.digest
         things: dict[str, Any] = {
             "smoke": SmokeResult(candidate=digest, ok=True),
@@ -183,6 +221,7 @@ class EveryRun(RuleBasedStateMachine):
             "fallback_verification": Verification(candidate=digest, ok=True),
             "a": SlotReadiness(candidate=digest, ready=True, sized=other != "unfit"),
             "b": SlotReadiness(candidate=digest, ready=True, sized=other != "unfit"),
+            "baseline": SlotReadiness(candidate=digest, ready=True, sized=other != "unfit"),
         }
         seen = None if other == "unseen" else things.get(lacking)
         if lacking == "decision" and subject(self.state) is not None:
@@ -343,6 +382,7 @@ class EveryRun(RuleBasedStateMachine):
         before, after = self.state, answer.state
         assert after.generation == before.generation + 1
         self.check_slots(before, after)
+        self.check_sizes(before, answer, observation)
         self.check_traffic(before, answer, observation)
         if isinstance(observation, Look):
             assert observation.generation == before.generation
@@ -364,6 +404,56 @@ class EveryRun(RuleBasedStateMachine):
                 waited = (self.now - parse_time(since)).total_seconds()
                 assert waited >= was.candidate.serving.drain_seconds
 
+    def check_sizes(
+        self, before: ReleaseState, answer: Transition, observation: Observation | None
+    ) -> None:
+        """Replicas change hands one by one, each only when those before it are ready; all at once only where the candidate
+        does not serve, or nobody can see. Stable is stopped only where both versions could be started."""
+        after = answer.state
+        changed = {s: after.replicas(s) - before.replicas(s) for s in (Slot.A, Slot.B)}
+        if answer.kind is TransitionKind.REPLACE:
+            assert isinstance(observation, Look)
+            assert before.stable is not None
+            for who, seen in (
+                (before.occupant(before.stable), observation.fallback_verification),
+                (before.occupant(before.free_slot), observation.verification),
+            ):
+                assert who is not None
+                assert seen == Verification(candidate=who.candidate.digest, ok=True)
+            return
+        if answer.kind in (TransitionKind.HAND_OVER, TransitionKind.HAND_BACK):
+            assert sorted(changed.values()) == [-1, 1]
+            assert observation is not None
+            (grows,) = (s for s, by in changed.items() if by == 1)
+            who = before.occupant(grows)
+            assert who is not None
+            seen = observation.a if grows is Slot.A else observation.b  # type: ignore[union-attr]
+            blind = isinstance(observation, AbortRequested) or observation.blind_seconds > 120  # type: ignore[union-attr]
+            rejected = isinstance(observation, Look) and isinstance(observation.decision, Rejection)
+            assert seen.fit(who.candidate.digest) if seen is not None else blind or rejected
+            # One replica is between the slots: the load of the others is equal, but for a step's own weight.
+            ready = {s: before.replicas(s) + min(by, 0) for s, by in changed.items()}
+            assert sum(ready.values()) == REPLICAS - 1
+            loads = [after.weights()[s] / n for s, n in ready.items() if n]
+            assert max(loads) <= 2 * 100 / (REPLICAS - 1)
+            return
+        touched = {s for s in changed if after.weights().get(s, 0) and before.weights().get(s, 0)}
+        assert all(changed[s] == 0 for s in touched) or answer.kind in (
+            TransitionKind.DEPLOY,
+            TransitionKind.ROLLBACK,
+            TransitionKind.ABORT,
+            TransitionKind.FINISH,
+        )
+        if answer.kind in (TransitionKind.ROLLBACK, TransitionKind.ABORT) and before.lent > 1:
+            assert before.stable is not None
+            baking = Phase.BAKING in (before.phase, before.held_from)
+            stands = before.stable if baking else before.free_slot
+            seen = observation.a if stands is Slot.A else observation.b  # type: ignore[union-attr]
+            own = before.occupant(stands)
+            assert own is not None
+            gone = seen is None or seen.candidate != own.candidate.digest or not seen.ready
+            assert gone or before.replicas(stands) <= 1
+
     def check_traffic(
         self, before: ReleaseState, answer: Transition, observation: Observation | None
     ) -> None:
@@ -375,7 +465,17 @@ class EveryRun(RuleBasedStateMachine):
                 continue
             digest = who.candidate.digest
             assert not after.is_denied(digest)
-            if answer.kind in (TransitionKind.ROLLBACK, TransitionKind.ABORT):
+            if slot is Slot.BASELINE:
+                assert answer.kind is TransitionKind.RAISE
+                assert isinstance(observation, Look)
+                assert observation.baseline is not None
+                assert observation.baseline.fit(digest)
+                continue
+            ends = answer.kind in (TransitionKind.ROLLBACK, TransitionKind.ABORT)
+            if ends and after.canary is not None and after.canary.strategy is Strategy.RECREATE:
+                assert after.replicas(slot) == REPLICAS, "it is deployed anew"
+                continue
+            if ends or answer.kind is TransitionKind.HAND_BACK:
                 fallback = before.stable
                 if before.phase is Phase.BAKING or before.held_from is Phase.BAKING:
                     assert before.stable is not None
@@ -392,7 +492,11 @@ class EveryRun(RuleBasedStateMachine):
                 assert slot is before.stable
                 assert slot is after.stable
                 continue
-            assert answer.kind in (TransitionKind.RAISE, TransitionKind.PROMOTE)
+            assert answer.kind in (
+                TransitionKind.RAISE,
+                TransitionKind.PROMOTE,
+                TransitionKind.HAND_OVER,
+            )
             assert isinstance(observation, Look)
             seen = observation.slot(slot)
             assert seen is not None
@@ -404,13 +508,17 @@ class EveryRun(RuleBasedStateMachine):
                 continue
             assert observation.verification == Verification(candidate=digest, ok=True)
             assert before.step is not None or observation.smoke is not None
-            if before.stable is not None:
+            if before.stable is not None and before.replicas(before.stable):
                 stable = before.occupant(before.stable)
                 other = observation.slot(before.stable)
                 assert stable is not None
                 assert other is not None
                 assert other.fit(stable.candidate.digest)
-            if after.step is not None and after.canary is not None:
+            if (
+                answer.kind is TransitionKind.RAISE
+                and after.step is not None
+                and after.canary is not None
+            ):
                 following = 0 if before.step is None else before.step + 1
                 by_hand = isinstance(observation.decision, Promotion)
                 assert after.step == following or (by_hand and after.step > following)
@@ -420,7 +528,11 @@ class EveryRun(RuleBasedStateMachine):
             if before.phase is Phase.HELD:
                 assert isinstance(observation.decision, Promotion)
                 assert answer.trailers["Requested-by"] == observation.decision.by
-            elif before.step is not None and not self.by_header_only(before):
+            elif (
+                before.step is not None
+                and not self.by_header_only(before)
+                and not before.handing_over
+            ):
                 assert (before.step, "pass") in {(v.step, v.verdict) for v in after.verdicts}
 
     @staticmethod
@@ -444,6 +556,39 @@ class EveryRun(RuleBasedStateMachine):
             assert not (weight and self.state.is_denied(who.candidate.digest))
         assert (self.state.release_under_way is None) == (self.state.phase in QUIET)
 
+    @invariant()
+    def something_is_asked_of_a_person_exactly_while_it_waits(self) -> None:
+        waits = Phase.AWAITING_APPROVAL in (self.state.phase, self.state.held_from)
+        assert waits == (self.state.asked_at is not None)
+
+    @invariant()
+    def a_fresh_baseline_is_no_release_and_has_what_the_canary_has(self) -> None:
+        state = self.state
+        who = state.occupant(Slot.BASELINE)
+        weight = state.weights().get(Slot.BASELINE, 0)
+        if who is None:
+            assert (state.replicas(Slot.BASELINE), weight) == (0, 0)
+            return
+        assert state.phase not in QUIET
+        under_test = subject(state)
+        if state.phase is not Phase.DRAINING:
+            assert under_test is not None
+            assert who != under_test
+        assert who in (state.a, state.b)
+        assert weight == (state.weight if state.step is not None else 0)
+        assert state.replicas(Slot.BASELINE) == REPLICAS
+
+    @invariant()
+    def without_room_for_a_second_copy_there_is_none(self) -> None:
+        state = self.state
+        strategy = state.canary.strategy if state.canary is not None else Strategy.SURGE
+        sizes = {s: state.replicas(s) for s in Slot}
+        if state.stable is not None and strategy is not Strategy.SURGE:
+            assert sum(sizes.values()) == REPLICAS
+        if strategy is not Strategy.RECREATE:
+            for slot, weight in state.weights().items():
+                assert sizes[slot] > 0 or not weight
+
     @precondition(lambda self: self.state.weight > 0 or self.state.phase is Phase.BAKING)
     @rule()
     def every_future_from_here_ends(self) -> None:
@@ -457,7 +602,7 @@ class EveryRun(RuleBasedStateMachine):
         under_way = self.state.release_under_way
         if under_way is None:
             return
-        had_ended = self.state.phase is Phase.DRAINING
+        had_ended = self.state.phase is Phase.DRAINING or self.state.leaving is not None
 
         good = self.future("pass", people_help=True)
         assert good.phase in QUIET
@@ -481,7 +626,8 @@ class EveryRun(RuleBasedStateMachine):
         blind = Rollout(self.state)
         blind.now = self.now
         blind.sees(blind_seconds=121.0)
-        if Phase.BAKING not in (self.state.phase, self.state.held_from):
+        baking = Phase.BAKING in (self.state.phase, self.state.held_from)
+        if not baking and not self.state.handing_over:
             assert blind.state.weight == 0
 
     def future(self, word: str | None, *, people_help: bool = False) -> ReleaseState:
@@ -508,16 +654,49 @@ class EveryRun(RuleBasedStateMachine):
             run.sees(decision=approval(run.state, target))
 
 
+class EveryBorrowing(EveryRun):
+    specs = staticmethod(lambda: specs_of(Strategy.BORROW))
+    beginnings: ClassVar[list[str]] = [
+        "deploying",
+        "canary",
+        "handing over",
+        "baking",
+        "leaving",
+        "leaving",
+        "held",
+    ]
+
+
+class EveryReplacement(EveryRun):
+    specs = staticmethod(lambda: specs_of(Strategy.RECREATE))
+    beginnings: ClassVar[list[str]] = ["deploying", "replaced", "baking", "leaving", "held"]
+
+
+class EveryFreshBaseline(EveryRun):
+    specs = staticmethod(lambda: specs_with(Strategy.SURGE, "fresh"))
+    beginnings: ClassVar[list[str]] = ["deploying", "canary", "second step", "baking", "baking"]
+
+
 RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "60"))
 
-TestEveryRun = pytest.mark.timeout(RUNS * 5)(EveryRun.TestCase)
-TestEveryRun.settings = settings(
-    max_examples=RUNS,
-    # The same runs every time; other ones, and more of them, on demand.
-    derandomize="LOCKGATE_MODEL_CHECKING_RUNS" not in os.environ,
-    stateful_step_count=40,
-    deadline=None,
-    report_multiple_bugs=False,
-    phases=[phase for phase in HypothesisPhase if phase is not HypothesisPhase.explain],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+
+def checked(machine: type[EveryRun], runs: int) -> Any:
+    """The machine as a test, with a number of runs."""
+    case = pytest.mark.timeout(RUNS * 5)(machine.TestCase)
+    case.settings = settings(
+        max_examples=runs,
+        # The same runs every time; other ones, and more of them, on demand.
+        derandomize="LOCKGATE_MODEL_CHECKING_RUNS" not in os.environ,
+        stateful_step_count=40,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=[phase for phase in HypothesisPhase if phase is not HypothesisPhase.explain],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    return case
+
+
+TestEveryRun = checked(EveryRun, RUNS * 2 // 3)
+TestEveryBorrowing = checked(EveryBorrowing, RUNS // 3)
+TestEveryReplacement = checked(EveryReplacement, RUNS // 6)
+TestEveryFreshBaseline = checked(EveryFreshBaseline, RUNS // 6)

@@ -8,7 +8,7 @@ from typing import Any
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
-from lockgate.domain.release_state import Occupant, Phase, ReleaseState
+from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
     Approval,
     JudgeVerdict,
@@ -41,11 +41,14 @@ SPEC_WITH_APPROVAL = SPEC.model_copy(
 )
 
 
+REPLICAS = 4
+
+
 def candidate(name: str) -> Candidate:
     return Candidate(
         model=ImageRef(repository="example.com/models/m", digest=Digest.of_bytes(name.encode())),
         runtime=ImageRef(repository="example.com/runtimes/vllm", digest=Digest.of_bytes(b"vllm")),
-        serving=ServingSpec(served_model_name="m"),
+        serving=ServingSpec(served_model_name="m", replicas=REPLICAS),
     )
 
 
@@ -74,6 +77,7 @@ def look(state: ReleaseState, **changes: Any) -> Look:
         "a": fit(state.a),
         "b": fit(state.b),
         "live_generation": state.generation,
+        "baseline": fit(state.occupant(Slot.BASELINE)),
     }
     under_test = subject(state)
     if under_test is not None:

@@ -1,17 +1,37 @@
-"""Every parser of ours answers any bytes: with problems, never with an exception, in bounded time."""
+"""Every parser of ours answers any bytes: with problems, never with an exception, in bounded time and memory."""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from lockgate.domain.scanning import gguf, json_shape, licenses, safetensors, templates
+from lockgate.domain.policy import WeightScanPolicy
+from lockgate.domain.scanning import (
+    gguf,
+    hub_status,
+    json_shape,
+    licenses,
+    model_config,
+    modelaudit_report,
+    names,
+    safetensors,
+    secrets,
+    templates,
+    trivy_report,
+)
 from lockgate.domain.scanning.content import Kind, is_pickle, sniff
+from lockgate.domain.sources import Source
 from tests.unit.scanners import models
+from tests.unit.scanners.adversarial import CASES
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -117,3 +137,146 @@ def test_yaml_aliases_in_a_model_card_are_not_followed() -> None:
 def test_text_that_only_looks_like_opcodes_is_no_pickle() -> None:
     for text in (b"(see below)\nmodule\nname\n", b"cats\nand\ndogs.\n", b"I am\nhere\n.\n", b""):
         assert not is_pickle(text)
+
+
+_KEYS = st.sampled_from(
+    ["auto_map", "chat_template", "architectures", "model_type", "hidden_size", "weight_map", "type",
+     "model", "vocab", "added_tokens", "id", "Regex", "license", "_target_"]
+)  # fmt: skip
+_CONFIGURATION = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=16,
+)
+_NAMES = st.sampled_from(
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modules.json",
+        "x.index.json",
+        "a.json",
+    ]
+)
+
+
+@settings(max_examples=200)
+@given(_NAMES, _CONFIGURATION)
+def test_a_configuration_of_any_form_is_answered(name: str, value: Any) -> None:
+    model_config.check_json(name, value, {name})
+    model_config.templates_in(value)
+
+
+def _holds_remote_code(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_remote_code, value))
+    if not isinstance(value, dict):
+        return False
+    return value.get("auto_map") not in (None, False, {}, []) or any(
+        map(_holds_remote_code, value.values())
+    )
+
+
+@settings(max_examples=200)
+@given(_CONFIGURATION)
+def test_remote_code_is_found_wherever_it_stands(value: Any) -> None:
+    rules = {problem.rule for problem in model_config.check_json("a.json", value, ())}
+    if _holds_remote_code(value):
+        assert "remote-code" in rules
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(st.text(max_size=12), st.none(), max_size=6))
+def test_names_of_any_form_are_answered(paths: dict[str, None]) -> None:
+    names.check_names([path for path in paths if path.isprintable()], WeightScanPolicy())
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200), st.text(max_size=200))
+def test_any_text_is_searched_for_secrets_tags_and_licenses(data: bytes, text: str) -> None:
+    secrets.check_secrets(data)
+    model_config.check_yaml(data)
+    licenses.recognise(text)
+    licenses.check_licenses({"a": [text]}, {"LICENSE": text}, WeightScanPolicy())
+    model_config.endless(text)
+
+
+_CARDS = st.lists(
+    st.sampled_from(
+        ["license", ":", " ", "\n", "- ", "[", "]", "{", "}", "!!bool", "!!int ''", "&a", "*a", "|", "? ",
+         "'", "mit", "!!python/object:os.system", "<<", "2026-13-45", "\t", "%", "---"]
+    ),
+    max_size=25,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(_CARDS)
+@example("a: !!bool x")
+@example("a: !!int ''")
+@example("a: !!timestamp x")
+def test_a_model_card_of_any_pieces_is_answered(body: str) -> None:
+    front, problems = licenses.front_matter(f"---\n{body}\n---\n")
+    assert front == {} or not problems
+    licenses.stated_in_card(front)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200) | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_scanners_report_of_any_form_is_read_or_refused(data: bytes) -> None:
+    for parse in (
+        trivy_report.parse_report,
+        lambda text: modelaudit_report.parse_report(text, "/m"),
+        lambda text: hub_status.parse_status(json.loads(text), {"a"}),
+    ):
+        try:
+            parse(data)
+        except ValueError:
+            continue
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=40) | st.text(max_size=20).map("hf://{}".format))
+def test_a_source_of_any_form_is_taken_or_refused(text: str) -> None:
+    try:
+        assert Source.parse(str(Source.parse(text))) == Source.parse(text)
+    except (ValueError, ValidationError):
+        return
+
+
+_SOUND = {
+    "safetensors": models.safetensors({"a": ("BF16", [4, 8], bytes(64)), "b": ("F32", [2], bytes(8))}),
+    "gguf": models.gguf({"general.license": "mit", "tokenizer.chat_template": models.CHAT}),
+}  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(
+    st.sampled_from(sorted(_SOUND)),
+    st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=9)), min_size=1, max_size=4),
+    st.integers(0, 400),
+)
+def test_a_sound_file_with_anything_overwritten_is_answered(
+    kind: str, changes: list[tuple[int, bytes]], length: int
+) -> None:
+    data = bytearray(_SOUND[kind])
+    for at, piece in changes:
+        data[at : at + len(piece)] = piece
+    data = data[:length]
+    if kind == "gguf":
+        gguf.read_gguf(bytes(data), len(data))
+        return
+    header = safetensors.header_length(bytes(data[:8]), len(data))
+    if isinstance(header, int):
+        safetensors.check_header(bytes(data[8 : 8 + header]), len(data))
+
+
+def test_no_input_takes_more_than_bounded_time_and_memory() -> None:
+    """In a process that may take three gigabytes and a minute of CPU for all of them together."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.unit.scanners.adversarial"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert ended.returncode == 0, f"{ended.stdout[-200:]}\n{ended.stderr[-2000:]}"
+    assert ended.stdout.count("ended") == len(CASES)

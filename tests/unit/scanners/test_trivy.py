@@ -162,6 +162,18 @@ def test_an_image_that_the_layout_lacks_or_holds_damaged_is_a_failed_scan(
     assert scan(0, {"SchemaVersion": 2}).runs[0].status is ScannerStatus.FAILED
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[]", b"not JSON"])
+def test_an_image_whose_manifest_is_none_is_a_failed_scan(
+    scan: Any, layout: tuple[Path, Digest], body: bytes, tmp_path: Path
+) -> None:
+    scan(0, {"SchemaVersion": 2})  # sets the stand-in up to answer so
+    digest = Digest.of_bytes(body)
+    (layout[0] / "blobs" / "sha256" / digest.hex).write_bytes(body)
+    evidence = scan_image_layout(layout[0], digest, POLICY, log=tmp_path / "log")
+    assert [run.status for run in evidence.runs] == [ScannerStatus.FAILED]
+    assert "is not a manifest" in evidence.runs[0].detail
+
+
 def test_manifests_that_trivy_does_not_recognise_are_a_failed_scan(
     scan: Any, tmp_path: Path
 ) -> None:

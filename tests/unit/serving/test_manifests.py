@@ -15,8 +15,9 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, ServingSpec
+from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, ServingSpec, Strategy
 from lockgate.errors import RenderingError
+from serving.local.desired import read_model
 from serving.manifests import check_deployment, render
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
@@ -164,6 +165,60 @@ def test_an_edited_base_reaches_a_slot_only_with_a_new_candidate(repo: Path, kub
     assert "periodSeconds: 7" in after[new]
     fresh = render(stable(), repo, kubectl=kubectl, fresh=True)
     assert "periodSeconds: 7" in fresh[stays]
+
+
+def test_a_slot_that_lends_a_replica_changes_in_size_and_in_nothing_else(
+    released: Path, tmp_path: Path, kubectl: Path
+) -> None:
+    one, two = occupant("one", replicas=3), occupant("two", replicas=3)
+    shutil.copytree(released / "apps", tmp_path / "apps")
+    write(tmp_path, render(stable(a=one), tmp_path, kubectl=kubectl))
+    borrow = CanarySpec(strategy=Strategy.BORROW, steps=(CanaryStep(weight=30),))
+    state = stable(a=one, b=two, canary=borrow, lent=1)
+    before = read(render(stable(a=one), tmp_path, kubectl=NO_KUBECTL), "deployment-smol-a")
+    files = render(state, tmp_path, kubectl=kubectl)
+    lender = read(files, "deployment-smol-a")
+    assert (before["spec"].pop("replicas"), lender["spec"].pop("replicas")) == (3, 2)
+    assert lender == before
+    assert read(files, "deployment-smol-b")["spec"]["replicas"] == 1
+    write(tmp_path, files)
+    back = render(stable(a=one), tmp_path, kubectl=NO_KUBECTL)
+    assert read(back, "deployment-smol-a")["spec"]["replicas"] == 3
+
+
+def test_a_fresh_baseline_is_stable_as_it_was_released_under_another_name(
+    released: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(released, tmp_path, dirs_exist_ok=True)
+    edit_base(tmp_path, "periodSeconds: 5", "periodSeconds: 7")
+    spec = CanarySpec(steps=(CanaryStep(weight=5),), baseline="fresh")
+    state = stable(
+        phase=Phase.CANARY, step=0, weight=5, b=occupant("two"), canary=spec, fresh_baseline=True
+    )
+    files = render(state, tmp_path, kubectl=NO_KUBECTL)
+    objects = [yaml.safe_load(text) for text in files.values()]
+    for item in objects:
+        if item["kind"] != "HTTPRoute":
+            kubernetes_validate.validate(item, "1.35", strict=True)
+    fresh, original = (read(files, f"deployment-smol-{slot}") for slot in ("baseline", "a"))
+    check_deployment(fresh, occupant("one"))
+    assert (
+        fresh["spec"]["template"]["spec"]["containers"]
+        == original["spec"]["template"]["spec"]["containers"]
+    )
+    assert fresh["spec"]["selector"]["matchLabels"]["lockgate.dev/slot"] == "baseline"
+    assert (
+        read(files, "service-smol-baseline")["spec"]["selector"]
+        == fresh["spec"]["selector"]["matchLabels"]
+    )
+    default = read(files, "httproute-smol")["spec"]["rules"][-1]
+    assert {b["name"]: b["weight"] for b in default["backendRefs"]} == {
+        "smol-a": 90, "smol-b": 5, "smol-baseline": 5,
+    }  # fmt: skip
+    annotations = read(files, "httproute-smol")["metadata"]["annotations"]
+    assert annotations["lockgate.dev/failover-slots"] == "a,b"
+    desired = read_model("smol", objects, state)
+    assert {s.slot: s.refusal for s in desired.slots} == dict.fromkeys(Slot, None)
 
 
 def test_another_candidate_in_the_same_slot_is_rendered_anew_and_an_empty_slot_leaves_no_file(

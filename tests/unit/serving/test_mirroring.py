@@ -42,6 +42,7 @@ def test_stable_answers_everybody_and_the_candidate_gets_copies_only() -> None:
     model = GatewayModel("m", 1, route, dict.fromkeys(Slot, (("127.0.0.1", 2),)))
     actions = [r["route"] for r in route_configuration(model)["virtual_hosts"][0]["routes"][:-1]]
     assert [c["name"] for c in actions[-1]["weighted_clusters"]["clusters"]] == ["m-a"]
+    assert model.routed_to(Slot.A) == "m-a", "a candidate that only gets copies never takes over"
     (policy,) = actions[-1]["request_mirror_policies"]
     assert policy["cluster"] == "m-b"
     assert policy["runtime_fraction"]["default_value"]["numerator"] == 400_000
@@ -59,3 +60,9 @@ def test_the_next_step_mirrors_nothing() -> None:
     route = read_model("m", objects(mirror.state), mirror.state).route
     assert all(not rule.mirrors for rule in route.rules)
     assert route.weights() == {Slot.A: 95, Slot.B: 5}
+    model = GatewayModel("m", 1, route, dict.fromkeys(Slot, (("127.0.0.1", 2),)))
+    *forced, weighted, _ = route_configuration(model)["virtual_hosts"][0]["routes"]
+    by_route = [{c["name"] for c in r["route"]["weighted_clusters"]["clusters"]} for r in forced]
+    assert by_route == [{"m-a"}, {"m-b"}], "who asks for a slot is answered by no other"
+    names = {c["name"] for c in weighted["route"]["weighted_clusters"]["clusters"]}
+    assert names == {"m-a+b", "m-b+a"}

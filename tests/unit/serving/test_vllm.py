@@ -88,6 +88,7 @@ def test_every_engine_can_be_moved_to_another_address_and_to_cores_of_its_own(na
     assert "0.0.0.0" not in command
     assert str(found.port) not in command
     assert found.placement([2, 3]) != found.placement([1])
+    assert found.placement([], ["0"]) != found.placement([], ["1"])
     assert found.placement([]) == {}
     assert found.health_path.startswith("/")
     assert "DO_NOT_TRACK" in found.environment(spec)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lockgate.domain.attestation import (
     GATE_TYPE,
     PROVENANCE_TYPE,
     GatePredicate,
+    Materials,
     gate_predicate,
     provenance,
 )
@@ -23,9 +24,10 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates.base import REQUIRED_GATES, Decision, GateReport, GateResult
 from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import SigningPolicy
-from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile
+from lockgate.domain.policy import BUILDER, SigningPolicy
+from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile, SourceKind
 from lockgate.domain.spec import Recipe, ServingSpec
+from tests.unit.signing.local_sigstore import LocalSigstore
 
 TIME = "2026-01-02T03:04:05+00:00"
 
@@ -72,6 +74,7 @@ class World:
         candidate: Candidate | None = None,
         report: GateReport | None = None,
         decided_at: str = TIME,
+        scanned_at: str | None = None,
     ) -> GatePredicate:
         candidate = candidate or self.candidate
         return gate_predicate(
@@ -80,21 +83,24 @@ class World:
             evidence={"evaluation": Digest.of_bytes(b"scores")},
             report=report or self.report(candidate),
             decided_at=decided_at,
+            scanned_at=scanned_at,
         )
 
-    def provenance(self) -> dict[str, Any]:
-        snapshot = Digest.of_bytes(b"snapshot")
+    def provenance(self, builder: str = BUILDER, repo: str = "org/demo") -> dict[str, Any]:
+        weights = SnapshotFile(path="model.gguf", size=1, digest=Digest.of_bytes(b"w"))
         return provenance(
-            revision=ModelRevision(repo="org/demo", commit="0" * 40),
-            source_snapshot=snapshot,
-            snapshot=snapshot,
+            materials=Materials(
+                revision=ModelRevision(repo=repo, commit="0" * 40),
+                kind=SourceKind.HUB,
+                source=Snapshot.of([weights]),
+                environments={"quantization": Digest.of_bytes(b"lock")},
+                containers={"quantize": self.candidate.runtime},
+            ),
+            snapshot=Digest.of_bytes(b"snapshot"),
             recipe=Recipe.NONE,
-            environments={"quantization": Digest.of_bytes(b"lock")},
-            builder="https://lockgate.dev/local",
-            builder_version="0.1.0",
+            builder=builder,
+            versions={"lockgate": "0.1.0"},
             invocation="release-1",
-            started_at=TIME,
-            finished_at=TIME,
         )
 
     def release(self) -> None:
@@ -140,3 +146,11 @@ def world(tmp_path: Path, make_key: Callable[[str], KeySigner]) -> World:
     made = World(tmp_path, store, candidate, make_key("release"), make_key("other"))
     made.candidate = candidate.model_copy(update={"model": made.push(b"{}")})
     return made
+
+
+@pytest.fixture
+def sigstore(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSigstore]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    instance = LocalSigstore()
+    yield instance
+    instance.close()

@@ -1,334 +1,152 @@
-"""Keyless signing end to end, against a Sigstore instance of the test's own: a CA with a CT log, and a transparency log.
-
-Sigstore's library makes and checks everything (certificate chain, SCT, inclusion proof, checkpoint, promise); the instance
-below is the little that a server has to answer. Sources: RFC 6962; Rekor's v1 API; Fulcio's v2 API.
-"""
+"""Keyless signing end to end, against a Sigstore instance of the tests' own (local_sigstore.py)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import struct
 import threading
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from lockgate.adapters.signing import KeylessSigner, attest, keyless, sign_image, verify
+from lockgate.adapters.signing import KeylessSigner, attachments, attest, keyless, sign_image
 from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE
-from lockgate.domain.gates.base import REQUIRED_GATES, Decision
-from lockgate.domain.policy import SigningPolicy
-from lockgate.errors import Refused, SigningError
+from lockgate.domain.gates.base import Decision
+from lockgate.domain.policy import Policy, SigningPolicy
+from lockgate.errors import LockgateError, Refused, SigningError
+from lockgate.settings import Settings
+from tasks.workspace import Workspace
+from tests.unit.signing.local_sigstore import IDENTITY, ISSUER, LocalSigstore, token
 
 World = Any
-ISSUER = "https://ci.example"
-IDENTITY = "release@example.com"
-START = "2020-01-01T00:00:00Z"
-
-
-def b64(body: bytes) -> str:
-    return base64.b64encode(body).decode()
-
-
-def der(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def sign(key: ec.EllipticCurvePrivateKey, body: bytes) -> bytes:
-    return key.sign(body, ec.ECDSA(hashes.SHA256()))
-
-
-class LocalSigstore:
-    """Certificates for whoever a token names, and a log that contains one entry at a time."""
-
-    def __init__(self) -> None:
-        self.ca, self.ct, self.log = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-        self.root = self._certificate(x509.Name([]), self.ca, ca=True).sign(
-            self.ca, hashes.SHA256()
-        )
-        self.hangs = threading.Event()
-        self.hangs.set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.hangs.wait(30)
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path == "/api/v2/signingCert":
-                    token = self.headers["Authorization"].removeprefix("Bearer ")
-                    answer = outer.certify(body["certificateSigningRequest"], token)
-                else:
-                    answer = outer.enter(body)
-                encoded = json.dumps(answer).encode()
-                self.send_response(201)
-                self.send_header("Content-Length", str(len(encoded)))
-                self.end_headers()
-                self.wfile.write(encoded)
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        serve = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        serve.start()
-
-    def close(self) -> None:
-        self.hangs.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-    def _certificate(
-        self, subject: x509.Name, key: Any, *, ca: bool = False
-    ) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
-        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-        usage = dict.fromkeys(
-            (
-                "content_commitment",
-                "key_encipherment",
-                "data_encipherment",
-                "key_agreement",
-                "crl_sign",
-                "encipher_only",
-                "decipher_only",
-            ),
-            False,
-        )
-        public = key.public_key() if ca else key
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.ca.public_key())
-        return (
-            x509.CertificateBuilder()
-            .subject_name(issuer if ca else subject)
-            .issuer_name(issuer)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=1))
-            .not_valid_after(now + timedelta(minutes=10))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(
-                x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, **usage), critical=True
-            )
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(authority, critical=False)
-        )
-
-    def certify(self, encoded_csr: str, token: str) -> dict[str, Any]:
-        csr = x509.load_pem_x509_csr(base64.b64decode(encoded_csr))
-        subject = jwt.decode(token, options={"verify_signature": False})["sub"]
-        issuer = ISSUER.encode()
-        builder = (
-            self._certificate(x509.Name([]), csr.public_key())
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
-            )
-            .add_extension(x509.SubjectAlternativeName([x509.RFC822Name(subject)]), critical=True)
-            .add_extension(
-                x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.57264.1.1"), issuer),
-                critical=False,
-            )
-            .add_extension(
-                x509.UnrecognizedExtension(
-                    ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), b"\x0c%c%b" % (len(issuer), issuer)
-                ),
-                critical=False,
-            )
-        )
-        draft = builder.sign(self.ca, hashes.SHA256()).tbs_certificate_bytes
-        moment = int(time.time() * 1000)
-        issuer_hash = hashlib.sha256(der(self.ca)).digest()
-        length = struct.pack("!I", len(draft))[1:]
-        signed = struct.pack("!BBQH", 0, 0, moment, 1) + issuer_hash + length + draft + b"\0\0"
-        signature = sign(self.ct, signed)
-        sct = b"\0" + hashlib.sha256(der(self.ct)).digest() + struct.pack("!QH", moment, 0)
-        sct += b"\4\3" + struct.pack("!H", len(signature)) + signature
-        listed = struct.pack("!HH", len(sct) + 2, len(sct)) + sct
-        octets = b"\4" + (b"\x81" if len(listed) > 127 else b"") + bytes([len(listed)]) + listed
-        extension = x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2"), octets)
-        certificate = builder.add_extension(extension, critical=False).sign(
-            self.ca, hashes.SHA256()
-        )
-        chain = [c.public_bytes(Encoding.PEM).decode() for c in (certificate, self.root)]
-        return {"signedCertificateEmbeddedSct": {"chain": {"certificates": chain}}}
-
-    def enter(self, proposed: dict[str, Any]) -> dict[str, Any]:
-        content = proposed["spec"]["proposedContent"]
-        envelope = json.loads(content["envelope"])
-        payload = base64.b64decode(envelope["payload"])
-        (signature,) = envelope["signatures"]
-        entry = {
-            "apiVersion": "0.0.1",
-            "kind": "dsse",
-            "spec": {
-                "envelopeHash": {
-                    "algorithm": "sha256",
-                    "value": hashlib.sha256(content["envelope"].encode()).hexdigest(),
-                },
-                "payloadHash": {
-                    "algorithm": "sha256",
-                    "value": hashlib.sha256(payload).hexdigest(),
-                },
-                "signatures": [
-                    {"signature": signature["sig"], "verifier": content["verifiers"][0]}
-                ],
-            },
-        }
-        body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-        log_id = hashlib.sha256(der(self.log)).digest()
-        promised = {
-            "body": b64(body),
-            "integratedTime": int(time.time()),
-            "logID": log_id.hex(),
-            "logIndex": 0,
-        }
-        root = hashlib.sha256(b"\0" + body).digest()
-        note = f"log.test - 1\n1\n{b64(root)}\n"
-        signed = b64(log_id[:4] + sign(self.log, note.encode()))
-        canonical = json.dumps(promised, sort_keys=True, separators=(",", ":")).encode()
-        proof = {
-            "checkpoint": f"{note}\n\N{EM DASH} log.test {signed}\n",
-            "hashes": [],
-            "logIndex": 0,
-            "rootHash": root.hex(),
-            "treeSize": 1,
-        }
-        verification = {
-            "inclusionProof": proof,
-            "signedEntryTimestamp": b64(sign(self.log, canonical)),
-        }
-        return {"0" * 80: {**promised, "verification": verification}}
-
-    def trust_config(self, path: Path) -> Path:
-        def log(key: ec.EllipticCurvePrivateKey) -> dict[str, Any]:
-            return {
-                "baseUrl": self.url,
-                "hashAlgorithm": "SHA2_256",
-                "publicKey": {
-                    "rawBytes": b64(der(key)),
-                    "keyDetails": "PKIX_ECDSA_P256_SHA_256",
-                    "validFor": {"start": START},
-                },
-                "logId": {"keyId": b64(hashlib.sha256(der(key)).digest())},
-            }
-
-        service = {
-            "url": self.url,
-            "majorApiVersion": 1,
-            "validFor": {"start": START},
-            "operator": "test",
-        }
-        root = {"rawBytes": b64(self.root.public_bytes(Encoding.DER))}
-        prefix = "application/vnd.dev.sigstore"
-        config = {
-            "mediaType": f"{prefix}.clienttrustconfig.v0.1+json",
-            "trustedRoot": {
-                "mediaType": f"{prefix}.trustedroot+json;version=0.1",
-                "tlogs": [log(self.log)],
-                "ctlogs": [log(self.ct)],
-                "certificateAuthorities": [
-                    {
-                        "subject": {"organization": "test", "commonName": "test CA"},
-                        "uri": self.url,
-                        "certChain": {"certificates": [root]},
-                        "validFor": {"start": START},
-                    }
-                ],
-                "timestampAuthorities": [],
-            },
-            "signingConfig": {
-                "mediaType": f"{prefix}.signingconfig.v0.2+json",
-                "caUrls": [service],
-                "oidcUrls": [],
-                "rekorTlogUrls": [service],
-                "rekorTlogConfig": {"selector": "ANY"},
-                "tsaUrls": [],
-                "tsaConfig": {"selector": "ANY"},
-            },
-        }
-        path.write_text(json.dumps(config))
-        return path
-
-
-def token(subject: str) -> str:
-    now = int(time.time())
-    claims = {"iss": ISSUER, "sub": subject, "aud": "sigstore", "iat": now, "exp": now + 600}
-    return jwt.encode(claims, "k" * 32, algorithm="HS256")
-
-
-@pytest.fixture
-def sigstore(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSigstore]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    instance = LocalSigstore()
-    yield instance
-    instance.close()
-
-
-POLICY = SigningPolicy(identity=IDENTITY, issuer=ISSUER)
 
 
 def test_an_identity_signs_and_only_its_own_policy_accepts_it(
-    world: World, sigstore: LocalSigstore, tmp_path: Path
+    world: World, sigstore: LocalSigstore
 ) -> None:
-    config = sigstore.trust_config(tmp_path / "trust.json")
+    policy = sigstore.policy()
     for _ in range(2):
-        signer = KeylessSigner(POLICY, identity_token=token(IDENTITY), trust_config=config)
+        signer = KeylessSigner(policy, identity_token=token(IDENTITY))
         sign_image(world.store, world.image, signer)
         attest(world.store, world.image, signer, PROVENANCE_TYPE, world.provenance())
         attest(world.store, world.image, signer, GATE_TYPE, world.gate())
 
-    def accepted(policy: SigningPolicy, trust: Path = config) -> bool:
-        return verify(
-            world.store,
-            world.image,
-            policy,
-            candidate=world.candidate.digest,
-            require_gates=REQUIRED_GATES,
-            trust_config=trust,
-        ).ok
-
-    assert accepted(POLICY)
+    assert world.verify(policy=policy).ok
     assert len(world.store.referrers(world.image.repository, world.image.digest)) == 3
-    assert not accepted(SigningPolicy(identity="eve@example.com", issuer=ISSUER))
-    assert not accepted(SigningPolicy(identity=IDENTITY, issuer="https://other.example"))
-    assert not accepted(world.policy), "a policy of keys takes no identities"
+    assert len(list(attachments.legacy_signatures(world.store, world.image))) == 1
+    assert sigstore.asked.count("/api/v1/log/entries") == 4, "nothing is signed twice"
     other = LocalSigstore()
     other.close()
-    assert not accepted(POLICY, other.trust_config(tmp_path / "other.json"))
+    for refusing in (
+        sigstore.policy(identity="eve@example.com"),
+        sigstore.policy(issuer="https://other.example"),
+        other.policy(),
+        world.policy,  # a policy of keys takes no identities
+    ):
+        assert not world.verify(policy=refusing).ok
     failed = world.gate(report=world.report(scan=Decision.FAIL))
     with pytest.raises(Refused):
         attest(world.store, world.image, signer, GATE_TYPE, failed)
 
 
 def test_a_job_with_another_identity_than_the_policys_finds_out_before_anything_is_attached(
-    world: World, sigstore: LocalSigstore, tmp_path: Path
+    world: World, sigstore: LocalSigstore
 ) -> None:
-    config = sigstore.trust_config(tmp_path / "trust.json")
-    signer = KeylessSigner(POLICY, identity_token=token("eve@example.com"), trust_config=config)
+    signer = KeylessSigner(sigstore.policy(), identity_token=token("eve@example.com"))
     with pytest.raises(SigningError, match="would not be accepted"):
         sign_image(world.store, world.image, signer)
     assert world.store.referrers(world.image.repository, world.image.digest) == []
 
 
 def test_a_sigstore_that_does_not_answer_is_given_up(
-    sigstore: LocalSigstore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sigstore: LocalSigstore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = sigstore.trust_config(tmp_path / "trust.json")
     sigstore.hangs.clear()
     monkeypatch.setattr(keyless, "LIMIT_SECONDS", 0.2)
     with pytest.raises(SigningError, match="no answer"):
-        KeylessSigner(POLICY, identity_token=token(IDENTITY), trust_config=config)
+        KeylessSigner(sigstore.policy(), identity_token=token(IDENTITY))
+
+
+def test_a_job_signs_as_itself_where_the_settings_say_keyless(
+    world: World, sigstore: LocalSigstore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**sigstore.job(), "LOCKGATE_KEYLESS": "true"}.items():
+        monkeypatch.setenv(name, value)
+    workspace = Workspace(Settings(workspace=tmp_path))
+    monkeypatch.setattr(Workspace, "policy", Policy(signing=sigstore.policy()))
+    world.signer = workspace.signer()
+    assert "/token?api-version=2.0&audience=sigstore" in sigstore.asked
+    world.release()
+    assert world.verify(policy=sigstore.policy()).signer == f"{IDENTITY} ({ISSUER})"
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "somebody else's")
+    with pytest.raises(SigningError, match="403"):
+        workspace.signer()
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A proxy that lets nothing through; gives the names that were asked for."""
+    asked: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    keyless._verifier.cache_clear()
+    yield asked
+    proxy.shutdown()
+    proxy.server_close()
+
+
+@pytest.mark.parametrize(
+    ("instance", "host"),
+    [
+        ("production", "tuf-repo-cdn.sigstore.dev:443"),
+        ("staging", "tuf-repo-cdn.sigstage.dev:443"),
+    ],
+)
+def test_the_policy_says_which_public_instance_is_meant(
+    instance: str, host: str, no_network: list[str]
+) -> None:
+    """To sign and to verify its trust root is asked for, and without that neither is done."""
+    said = {"identity": IDENTITY, "issuer": ISSUER, "sigstore": instance}
+    policy = SigningPolicy.model_validate(said)
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: KeylessSigner(policy, identity_token=token(IDENTITY)),
+        lambda: keyless.verify_keyless(b"{}", policy),
+        lambda: keyless.verify_keyless_payload(b"{}", {}, policy),
+    )
+    for ask in asks:
+        no_network.clear()
+        with pytest.raises(SigningError, match="TUF"):
+            ask()
+        assert set(no_network) == {host}
+
+
+def test_a_bundle_by_an_identity_is_no_verdict_while_the_trust_root_cannot_be_had(
+    world: World, sigstore: LocalSigstore, no_network: list[str]
+) -> None:
+    world.signer = KeylessSigner(sigstore.policy(), identity_token=token(IDENTITY))
+    world.release()
+    public = SigningPolicy(identity=IDENTITY, issuer=ISSUER)
+    report = world.verify(policy=public)
+    assert not report.ok
+    assert {failure.rule for failure in report.failures} == {"store"}
+    with pytest.raises(LockgateError, match="TUF"):
+        report.require()
 
 
 def test_without_an_ambient_identity_keyless_signing_says_so(
@@ -336,6 +154,6 @@ def test_without_an_ambient_identity_keyless_signing_says_so(
 ) -> None:
     monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
     with pytest.raises(SigningError, match="no ambient OIDC identity"):
-        KeylessSigner(POLICY)
+        KeylessSigner(SigningPolicy(identity=IDENTITY, issuer=ISSUER))
     with pytest.raises(SigningError, match="names no identity"):
         KeylessSigner(SigningPolicy())

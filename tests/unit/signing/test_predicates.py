@@ -15,7 +15,8 @@ from in_toto_attestation.v1 import statement_pb2
 from lockgate.domain.attestation import (
     PROVENANCE_TYPE,
     GatePredicate,
-    check_provenance,
+    Origin,
+    origin_of,
     parse_statement,
     statement,
 )
@@ -23,6 +24,7 @@ from lockgate.domain.bill_of_materials import ml_bom
 from lockgate.domain.digests import Digest
 from lockgate.domain.evidence import EvaluationEvidence, TaskScore
 from lockgate.domain.gates.base import Decision
+from lockgate.domain.policy import BUILDER
 from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile
 from lockgate.domain.spec import Recipe
 
@@ -37,9 +39,9 @@ def test_provenance_is_slsa_v1_in_an_in_toto_statement(world: World) -> None:
     predicate = json_format.ParseDict(json.loads(body)["predicate"], provenance_pb2.Provenance())
     assert predicate.build_definition.resolved_dependencies[0].digest["gitCommit"] == "0" * 40
     assert predicate.run_details.metadata.invocation_id == "release-1"
-    check_provenance(parse_statement(body).predicate)
+    assert origin_of(parse_statement(body).predicate) == Origin(BUILDER, "org/demo")
     with pytest.raises(ValueError, match="runDetails"):
-        check_provenance({"buildDefinition": {}})
+        origin_of({"buildDefinition": {}})
 
 
 def test_the_bill_of_materials_is_valid_cyclonedx_and_the_same_every_time(world: World) -> None:

@@ -105,16 +105,6 @@ def test_a_key_is_its_owners_alone_and_is_never_replaced(tmp_path: Path) -> None
         generate_key(private, tmp_path / "other.pub")
 
 
-def test_a_key_with_a_passphrase_needs_it(tmp_path: Path) -> None:
-    private, public = tmp_path / "release.key", tmp_path / "release.pub"
-    generate_key(private, public, passphrase="correct horse")
-    assert KeySigner(private, "correct horse").public_pem == public.read_text()
-    assert KeySigner(private.read_text(), "correct horse").public_pem == public.read_text()
-    for passphrase in (None, "battery staple"):
-        with pytest.raises(SigningError, match="passphrase"):
-            KeySigner(private, passphrase)
-
-
 def test_what_is_no_release_key_is_refused_without_repeating_it(tmp_path: Path) -> None:
     with pytest.raises(SigningError, match=r"absent\.key"):
         KeySigner(tmp_path / "absent.key")

@@ -29,8 +29,11 @@ from lockgate.domain.attestation import (
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates.base import REQUIRED_GATES, Decision
 from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import SigningPolicy
+from lockgate.domain.policy import BUILDER, Policy, ProvenancePolicy, SigningPolicy
 from lockgate.errors import RegistryError, VerificationError
+from lockgate.settings import Settings
+from tasks.supply import verifications
+from tasks.workspace import Workspace
 
 World = Any
 TIME = "2026-01-02T03:04:05Z"
@@ -157,13 +160,33 @@ def test_gates_that_the_policy_asks_for_must_all_have_passed_and_there_must_be_s
     assert rules(world.verify(require_gates=required)) == {"gate"}
 
 
+def test_a_scan_that_was_old_when_the_gates_decided_expires_from_when_it_was_made(
+    world: World,
+) -> None:
+    sign_image(world.store, world.image, world.signer)
+    attest(world.store, world.image, world.signer, PROVENANCE_TYPE, world.provenance())
+    gate = world.gate(scanned_at="2025-12-13T03:04:05Z")
+    attest(world.store, world.image, world.signer, GATE_TYPE, gate)
+    decided, month = datetime.fromisoformat(TIME), timedelta(days=30)
+    assert world.verify(max_age=month, now=decided + timedelta(days=9)).ok
+    report = world.verify(max_age=month, now=decided + timedelta(days=11))
+    assert rules(report) == {"age"}
+    assert "scanned at 2025-12-13" in report.failures[0].message
+
+
 def test_evidence_can_be_too_old_and_is_never_from_the_future(world: World) -> None:
     world.release()
     decided = datetime.fromisoformat(TIME)
     month = timedelta(days=30)
     assert world.verify(max_age=month, now=decided + month).ok
-    assert rules(world.verify(max_age=month, now=decided + month * 2)) == {"gate"}
-    assert rules(world.verify(max_age=month, now=decided - timedelta(hours=1))) == {"gate"}
+    assert rules(world.verify(max_age=month, now=decided + month * 2)) == {"age"}
+    assert rules(world.verify(max_age=month, now=decided - timedelta(hours=1))) == {"age"}
+    for descriptor in attachments.bundle_descriptors(world.store, world.image):
+        bundle = attachments.read_bundle(world.store, world.image, descriptor)
+        kind = descriptor.annotations["dev.sigstore.bundle.predicateType"]
+        attachments.attach_bundle(world.store, world.image, bundle, kind, "2026-03-01T00:00:00Z")
+    replayed = world.verify(max_age=month, now=decided + month * 2)
+    assert rules(replayed) == {"age"}, "attaching it anew does not make it new"
     attest(
         world.store,
         world.image,
@@ -172,6 +195,33 @@ def test_evidence_can_be_too_old_and_is_never_from_the_future(world: World) -> N
         world.gate(decided_at=(decided + month).astimezone(UTC).isoformat()),
     )
     assert world.verify(max_age=month, now=decided + month * 2).ok
+
+
+@pytest.mark.parametrize(
+    ("rule", "policy", "made"),
+    [
+        ("builder", ProvenancePolicy(builders=("https://ci.example/release",)), {}),
+        ("builder", ProvenancePolicy(), {"builder": "https://laptop.example/"}),
+        ("source", ProvenancePolicy(sources=("meta-llama/*", "org/other")), {}),
+        ("source", ProvenancePolicy(sources=("org/*",)), {"repo": "org/demo/evil"}),
+        ("source", ProvenancePolicy(sources=("org/*",)), {"repo": "xorg/demo"}),
+    ],
+)
+def test_a_source_or_a_builder_that_the_policy_does_not_list_is_refused_by_name(
+    world: World, rule: str, policy: ProvenancePolicy, made: dict[str, str]
+) -> None:
+    sign_image(world.store, world.image, world.signer)
+    attest(world.store, world.image, world.signer, PROVENANCE_TYPE, world.provenance(**made))
+    attest(world.store, world.image, world.signer, GATE_TYPE, world.gate())
+    signing = world.policy.model_copy(update={"provenance": policy})
+    report = world.verify(policy=signing)
+    assert rules(report) == {rule}
+    assert set(made.values()) <= {
+        word.strip("'") for f in report.failures for word in f.message.split()
+    }
+    listed = ProvenancePolicy(sources=("*/*", "org/demo/*"), builders=(BUILDER, *made.values()))
+    if "xorg" not in str(made):
+        assert world.verify(policy=world.policy.model_copy(update={"provenance": listed})).ok
 
 
 def change_one_byte(path: Any) -> None:
@@ -206,6 +256,20 @@ def test_a_bundle_changed_in_the_store_counts_for_nothing(world: World) -> None:
         body, _ = world.store.get_manifest(world.image.repository, descriptor.digest)
         change_one_byte(world.store.blob_path(Digest(json.loads(body)["layers"][0]["digest"])))
     assert rules(world.verify()) == {"gate", "provenance"}, "the legacy signature still stands"
+
+
+def test_a_candidate_is_refused_when_its_evidence_has_expired_and_what_serves_is_not(
+    world: World,
+) -> None:
+    """The flows ask this before the first commit and before every raise. A rollback must not fail for stable's age."""
+    world.release()
+    sign_image(world.store, world.candidate.runtime, world.signer)
+    workspace = Workspace(Settings(workspace=world.directory, store=f"oci:{world.store.root}"))
+    policy = Policy(signing=world.policy, max_evidence_age_days=1)
+    model, runtime = verifications(workspace, world.candidate, policy)
+    assert rules(model) == {"age"}
+    assert runtime.ok
+    assert all(r.ok for r in verifications(workspace, world.candidate, policy, serves=True))
 
 
 def test_a_payload_changed_under_its_signature_counts_for_nothing(world: World) -> None:

@@ -223,3 +223,26 @@ def test_an_image_is_brought_by_whoever_can_pull_it(model: Path, tmp_path: Path)
 def test_an_image_by_tag_is_refused() -> None:
     with pytest.raises(SourceError, match="by digest"):
         sources.resolve(Source.parse("oci://registry.example/models/x:latest"))
+
+
+def test_patterns_decide_which_files_of_a_directory_are_meant(model: Path, tmp_path: Path) -> None:
+    all_files = sources.resolve(_source(model))
+    source = Source.parse(f"{model}?allow=*.safetensors,*.json&deny=config.*")
+    revision = sources.resolve(source)
+    assert revision != all_files
+    snapshot = sources.fetch(source, revision, tmp_path / "out" / "s")
+    assert [file.path for file in snapshot.files] == ["sub/weights.safetensors"]
+    assert Source.parse(str(source)) == source
+    with pytest.raises(SourceError, match="no file that is selected"):
+        sources.resolve(Source.parse(f"{model}?deny=*"))
+
+
+@pytest.mark.parametrize("selection", ["allow=", "allow=a&allow=b", "deny=a&other=b"])
+def test_a_selection_that_says_nothing_or_too_much_is_refused(selection: str) -> None:
+    with pytest.raises(ValueError, match="file selection"):
+        Source.parse(f"hf://org/name?{selection}")
+
+
+def test_an_image_is_not_selected_from() -> None:
+    with pytest.raises(ValueError, match="as a whole"):
+        Source.parse(f"oci://{IMAGE}?allow=*.json")

@@ -141,6 +141,15 @@ def tool_warnings() -> list[str]:
     return heard
 
 
+def pin_only_where_it_helps() -> None:
+    """llm-compressor 0.14 pins AWQ's activations for the transfer to an accelerator, whether there is one or not; torch
+    refuses to without."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda *_args, **_kwargs: None
+
+
 def compress(
     model: Any,
     job: dict[str, Any],
@@ -152,6 +161,7 @@ def compress(
     import transformers
     from llmcompressor import oneshot
 
+    pin_only_where_it_helps()
     steps = modifiers(job["recipe"], group_size)
     calibration = job["calibration"]
     if calibration is None:

@@ -1,0 +1,189 @@
+"""What a GitOps repository is laid down for, and how the template's files are made to say so.
+
+The template is a real repository, made for the environment `local`, with the files of every cloud, agent and admission engine
+in it. What was not chosen is left out; what was is named. Documents are changed as data and written anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lockgate.domain import gitops
+from lockgate.errors import UsageError
+
+Agent = Literal["embedded", "argocd", "flux"]
+"""What applies the manifests; `embedded` is Lockgate's own local cluster, which needs no objects to be told."""
+Cloud = Literal["eks", "gke", "aks", "onprem"]
+Admission = Literal["none", "kyverno", "policy-controller"]
+"""What verifies signatures when a pod is admitted, beside the rules that the API server enforces itself."""
+
+_ENVIRONMENT = "local"
+_REMOTE = "https://git.example.com/platform/gitops.git"
+_IMAGES = "registry.example.com/ml"
+_KEY = "-----BEGIN PUBLIC KEY-----\nreplaced by lockgate init\n-----END PUBLIC KEY-----\n"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a repository is for.
+
+    `UsageError` for names that are no DNS labels, a name given twice, and for an agent of a real cluster without a cloud, or
+    a cloud without one.
+    """
+
+    environments: tuple[str, ...]
+    agent: Agent
+    cloud: Cloud | None = None
+    """None: the embedded cluster."""
+    admission: Admission = "kyverno"
+    remote: str | None = None
+    """The repository's address as the agents reach it."""
+    images: str | None = None
+    """Host and path prefix of the image repositories. None: the template's example stays, to be written in by hand."""
+
+    def __post_init__(self) -> None:
+        for environment in self.environments:
+            gitops.environment_directory("model", environment)
+        if not self.environments or len(set(self.environments)) != len(self.environments):
+            raise UsageError(
+                f"environments must be named, each once: {', '.join(self.environments)}"
+            )
+        if self.agent == "embedded" and self.cloud is not None:
+            raise UsageError(
+                f"the embedded cluster is no {self.cloud}", hint="add --agent argocd or flux"
+            )
+        if self.agent != "embedded" and self.cloud is None:
+            raise UsageError(
+                f"{self.agent} runs in a cluster: which one?",
+                hint="add --cloud eks, gke, aks or onprem",
+            )
+
+
+EMBEDDED = Layout(environments=(_ENVIRONMENT,), agent="embedded")
+"""A workspace's own repository, for the embedded cluster."""
+
+
+def arrange(root: Path, layout: Layout, public_key_pem: str) -> None:
+    """Make a copy of the template in `root` the repository that `layout` says."""
+    if layout.agent == "embedded":
+        for name in ("clusters", "clouds"):
+            shutil.rmtree(root / name)
+    else:
+        _choose(root / "clouds", {str(layout.cloud)})
+        _choose(root / "clusters" / _ENVIRONMENT, {layout.agent})
+        _choose(root / "platform/cluster/admission", {"native", layout.admission})
+        _write_shared(root, layout, public_key_pem)
+        _extend(
+            root / "platform/environments" / _ENVIRONMENT / "kustomization.yaml",
+            resources=[f"agent-{layout.agent}.yaml"],
+            components=[
+                "../../components/external-secrets",
+                f"../../../clouds/{layout.cloud}/secrets",
+            ],
+        )
+    for path in (root / "platform/environments" / _ENVIRONMENT).glob("agent-*.yaml"):
+        if path.stem != f"agent-{layout.agent}":
+            path.unlink()
+    for app in sorted((root / "apps").glob(f"*/environments/{_ENVIRONMENT}")):
+        if layout.cloud is not None and (root / "clouds" / layout.cloud / "gpu").is_dir():
+            (app / "gpu").mkdir()
+            component = {
+                "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+                "kind": "Component",
+                "components": [f"../../../../../clouds/{layout.cloud}/gpu"],
+            }
+            (app / "gpu" / "kustomization.yaml").write_text(gitops.dump_yaml(component))
+    for environment in layout.environments:
+        _name(root, environment, layout)
+    if _ENVIRONMENT not in layout.environments:
+        for directory in _own_directories(root):
+            shutil.rmtree(directory)
+
+
+def _choose(directory: Path, kept: set[str]) -> None:
+    for child in directory.iterdir():
+        if child.is_dir() and child.name not in kept:
+            shutil.rmtree(child)
+
+
+def _write_shared(root: Path, layout: Layout, public_key_pem: str) -> None:
+    """What every environment shares: whose key counts, where images lie, and the admission engine of the cluster."""
+
+    def change(text: str) -> str:
+        if text == _KEY:
+            return public_key_pem
+        return text.replace(f"{_IMAGES}/", f"{layout.images}/") if layout.images else text
+
+    for path in sorted((root / "platform/cluster").rglob("*.yaml")):
+        _rewrite(path, path, change)
+    for cluster in sorted((root / "clouds").glob("*/cluster/kustomization.yaml")):
+        if layout.admission != "none":
+            engine = f"../../../platform/cluster/admission/{layout.admission}"
+            _extend(cluster, components=[engine])
+
+    def chosen(text: str) -> str:
+        return re.sub(r"clouds/[a-z]+/cluster$", f"clouds/{layout.cloud}/cluster", text)
+
+    for path in sorted((root / "clusters").rglob("*.yaml")):
+        _rewrite(path, path, chosen)
+
+
+def _own_directories(root: Path) -> list[Path]:
+    patterns = ("clusters", "platform/environments", "apps/*/environments")
+    return [found for pattern in patterns for found in root.glob(f"{pattern}/{_ENVIRONMENT}")]
+
+
+def _name(root: Path, environment: str, layout: Layout) -> None:
+    """Copy what the template has for its own environment, with this one's and the remote's names in it."""
+    own = re.compile(
+        rf"(?<=lockgate-){_ENVIRONMENT}\b|(?<=-){_ENVIRONMENT}$|(?<=/){_ENVIRONMENT}(?=/|$)", re.M
+    )
+
+    def change(text: str) -> str:
+        if text == _REMOTE:
+            return layout.remote or text
+        return own.sub(environment, text)
+
+    for directory in _own_directories(root):
+        target = directory.with_name(environment)
+        for path in sorted(directory.rglob("*")):
+            copy = target / path.relative_to(directory)
+            if path.suffix == ".yaml":
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _rewrite(path, copy, change)
+
+
+def _rewrite(path: Path, target: Path, change: Callable[[str], str]) -> None:
+    """The documents of `path` with every string changed; an unchanged file keeps its comments."""
+    text = path.read_text()
+    documents = list(yaml.safe_load_all(text))
+    changed = [_map_strings(document, change) for document in documents]
+    if changed != documents:
+        text = "---\n".join(gitops.dump_yaml(document) for document in changed)
+    if target != path or changed != documents:
+        target.write_text(text)
+
+
+def _extend(path: Path, **lists: list[str]) -> None:
+    """Add entries to a kustomization's lists."""
+    data = yaml.safe_load(path.read_text())
+    for key, entries in lists.items():
+        data[key] = [*data.get(key, []), *entries]
+    path.write_text(gitops.dump_yaml(data))
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_strings(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _map_strings(item, change) for key, item in value.items()}
+    return value

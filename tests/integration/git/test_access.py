@@ -1,0 +1,240 @@
+"""Who may reach whom and who may do what: derived from the rendered YAML, and compared with what is meant."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lockgate.adapters.git import Agent, Cloud, Layout
+
+ROOT = Path(__file__).parents[3]
+OUTSIDE = {"DNS": (53,), "outside": (443, 6443)}
+REACH: dict[str, dict[str, tuple[int, ...]]] = {
+    "caller outside": {"gateway": (10443,)},
+    "other pod in the cluster": {"gateway": (10443,)},
+    "gateway": {"slot": (8000,), "DNS": (53,), "Envoy Gateway's controller": (18000,)},
+    "Prometheus": {"gateway": (10443, 19001), "slot": (8000,)},
+    "slot": {"DNS": (53,)},
+    "worker": OUTSIDE,
+    "release": {**OUTSIDE, "gateway": (10443,), "Prometheus": (9090,)},
+    "prepare": OUTSIDE,
+    "measure": {**OUTSIDE, "test server": (8000,)},
+    "sign": OUTSIDE,
+}
+READ = ("get", "list", "watch")
+APPLY = ("create", "delete", "get", "list", "patch", "update", "watch")
+RENDERED = {
+    "deployments.apps", "horizontalpodautoscalers.autoscaling", "httproutes.gateway.networking.k8s.io",
+    "inferenceservices.serving.kserve.io", "leaderworkersets.leaderworkerset.x-k8s.io",
+    "llminferenceservices.serving.kserve.io", "poddisruptionbudgets.policy", "scaledobjects.keda.sh",
+    "serviceaccounts", "services", "verticalpodautoscalers.autoscaling.k8s.io",
+}  # fmt: skip
+WORKER = {"jobs.batch": ("create", "delete", *READ)} | dict.fromkeys(
+    ("events", "pods", "pods/log", "pods/status"), READ
+)
+RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+    ("lockgate/lockgate-release", "lockgate-production"): dict.fromkeys(
+        (RENDERED & {
+            "deployments.apps", "httproutes.gateway.networking.k8s.io",
+            "inferenceservices.serving.kserve.io", "leaderworkersets.leaderworkerset.x-k8s.io",
+            "llminferenceservices.serving.kserve.io",
+        }) | {"pods", "replicasets.apps"},
+        READ,
+    ),
+    ("lockgate/lockgate-measure", "lockgate-tests"): {
+        "jobs.batch": ("create", "delete", "get"),
+        "services": ("create", "delete", "get"),
+        "pods": ("get", "list"),
+        "pods/log": ("get", "list"),
+    },
+    ("lockgate/lockgate-measure", "cluster"): {"nodes": ("get",)},
+    ("lockgate/lockgate-prepare", ""): {"": ()},
+    ("lockgate-sign/lockgate-sign", ""): {"": ()},
+    ("lockgate-production/lockgate-secrets", ""): {"": ()},
+    ("lockgate/lockgate-worker", "lockgate"): WORKER,
+    ("lockgate-sign/lockgate-worker", "lockgate-sign"): WORKER,
+}  # fmt: skip
+AGENT_RIGHTS: dict[str, dict[tuple[str, str], dict[str, tuple[str, ...]]]] = {
+    "argocd": {
+        ("argocd/lockgate-platform", "cluster"): {"*.*": ("*",)},
+        ("lockgate-production/lockgate-agent", "lockgate-production"): dict.fromkeys(RENDERED, APPLY),
+        ("lockgate/lockgate-release", "argocd"): {"applications.argoproj.io": ("get",)},
+    },
+    "flux": {
+        ("flux-system/lockgate-platform", "cluster"): {"*.*": ("*",)},
+        ("flux-system/lockgate-models-production", "lockgate-production"): dict.fromkeys(RENDERED, APPLY),
+        ("lockgate/lockgate-release", "flux-system"): {
+            "kustomizations.kustomize.toolkit.fluxcd.io": ("get",),
+            "gitrepositories.source.toolkit.fluxcd.io": ("get",),
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    path = ROOT / "scripts" / "make_access_tables.py"
+    spec = importlib.util.spec_from_file_location("make_access_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def rendered(tables: ModuleType, kubectl: Path) -> dict[tuple[Cloud, Agent], list[dict[str, Any]]]:
+    choices: tuple[tuple[Cloud, Agent], ...] = (
+        ("eks", "argocd"), ("eks", "flux"), ("gke", "flux"), ("aks", "argocd"), ("onprem", "flux"),
+    )  # fmt: skip
+    return {
+        (cloud, agent): tables.rendered(Layout(("production",), agent, cloud), kubectl)
+        for cloud, agent in choices
+    }
+
+
+def test_nothing_is_reachable_but_what_serving_and_the_pipeline_need(
+    tables: ModuleType, rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]]
+) -> None:
+    for (cloud, _), objects in rendered.items():
+        wanted = {(s, d): ports for s, to in REACH.items() for d, ports in to.items()}
+        if (
+            cloud == "gke"
+        ):  # its metadata server, which hands out the pod's identity, not the node's
+            for step in ("release", "prepare", "measure", "sign"):
+                wanted[step, "node's metadata service"] = (80,)
+        assert tables.reach(objects) == wanted, cloud
+
+
+def test_in_the_mesh_a_slot_is_reached_through_the_mesh_alone(
+    tables: ModuleType, kubectl: Path
+) -> None:
+    objects = tables.rendered(Layout(("production",), "flux", "aks"), kubectl, mtls=True)
+    reached = {s: ports for (s, d), ports in tables.reach(objects).items() if d == "slot"}
+    assert reached == {"gateway": (15008,), "Prometheus": (15008,)}
+    [authentication] = [o for o in objects if o["kind"] == "PeerAuthentication"]
+    assert authentication["spec"] == {"mtls": {"mode": "STRICT"}}
+    meshed = {
+        o["metadata"]["name"]
+        for o in objects
+        if o["kind"] == "Namespace"
+        and o["metadata"]["labels"].get("istio.io/dataplane-mode") == "ambient"
+    }
+    assert meshed == {"lockgate-gateway", "lockgate-production"}
+
+
+def test_nobody_may_do_more_than_his_part(
+    tables: ModuleType, rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]]
+) -> None:
+    for (_, agent), objects in rendered.items():
+        wanted = {
+            (who, place, what): tuple(sorted(verbs))
+            for (who, place), rights in {**RIGHTS, **AGENT_RIGHTS[agent]}.items()
+            for what, verbs in rights.items()
+        }
+        assert tables.rights(objects) == wanted
+        assert "secrets" not in json.dumps([o for o in objects if o["kind"] in ("Role", "ClusterRole")])  # fmt: skip
+
+
+def test_what_argo_cd_may_apply_of_models_is_what_its_account_may(
+    rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
+) -> None:
+    objects = rendered["eks", "argocd"]
+    [project] = [o for o in objects if o["metadata"]["name"] == "lockgate-models-production" and o["kind"] == "AppProject"]  # fmt: skip
+    listed = {
+        f"{e['kind'].lower()}s.{e['group']}".rstrip(".") if e["kind"] != "HTTPRoute"
+        else "httproutes.gateway.networking.k8s.io"
+        for e in project["spec"]["namespaceResourceWhitelist"]
+    }  # fmt: skip
+    assert listed == RENDERED
+    assert project["spec"]["clusterResourceWhitelist"] == []
+
+
+def test_what_the_agents_projects_may_make_covers_what_the_repository_renders(
+    rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
+) -> None:
+    for (_, agent), objects in rendered.items():
+        if agent != "argocd":
+            continue
+        projects = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "AppProject"}
+        bootstrap = {"argocd", "flux-system"}
+        for item in objects:
+            place = item["metadata"].get("namespace")
+            if place in bootstrap or item["metadata"]["name"] == "lockgate-platform-argocd":
+                continue
+            whose = "lockgate-platform-production" if place == "lockgate-production" else "lockgate-cluster"  # fmt: skip
+            if item["metadata"]["name"] == "lockgate-production":
+                whose = "lockgate-platform-production"
+            key = "namespaceResourceWhitelist" if place else "clusterResourceWhitelist"
+            group = item["apiVersion"].rpartition("/")[0]
+            assert {"group": group, "kind": item["kind"]} in projects[whose][key], item["kind"]
+            if place:
+                assert place in {d["namespace"] for d in projects[whose]["destinations"]}
+
+
+def test_every_namespace_of_lockgates_refuses_what_is_not_restricted(
+    rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
+) -> None:
+    for objects in rendered.values():
+        namespaces = [o for o in objects if o["kind"] == "Namespace"]
+        assert {o["metadata"]["name"] for o in namespaces} == {
+            "lockgate", "lockgate-sign", "lockgate-gateway", "lockgate-tests", "lockgate-production",
+        }  # fmt: skip
+        for namespace in namespaces:
+            labels = namespace["metadata"]["labels"]
+            for mode in ("enforce", "audit", "warn"):
+                assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
+                assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "v1.35"
+            signed = labels.get("lockgate.dev/images") == "signed"
+            assert signed is (namespace["metadata"]["name"] == "lockgate-production")
+            own = [
+                o["spec"]["podSelector"] == {}
+                and set(o["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+                for o in objects
+                if o["kind"] == "NetworkPolicy"
+                and o["metadata"]["namespace"] == namespace["metadata"]["name"]
+            ]
+            assert any(own), f"{namespace['metadata']['name']} has no policy for all of its pods"
+
+
+def test_the_evaluator_of_network_policies_knows_what_a_policy_says(tables: ModuleType) -> None:
+    """Against the examples that the specification gives: no policy, deny all, allow all, peers joined by and, by or."""
+    server = tables.Pod("server", "own", {"app": "db"})
+    friend = tables.Pod("friend", "other", {"role": "client"})
+    stranger = tables.Pod("stranger", "other", {"role": "else"})
+    outside = tables.Pod("outside", address="192.0.2.1")
+    namespaces = {"other": {"project": "p"}, "own": {}}
+
+    def may(spec: dict[str, Any] | None, peer: Any, port: int = 80) -> bool:
+        policies = [] if spec is None else [
+            {"metadata": {"namespace": "own"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"], **spec}}
+        ]  # fmt: skip
+        return bool(tables._may(policies, namespaces, "ingress", server, peer, "TCP", port))
+
+    both = {"namespaceSelector": {"matchLabels": {"project": "p"}}, "podSelector": {"matchLabels": {"role": "client"}}}  # fmt: skip
+    either = [{"namespaceSelector": {"matchLabels": {"project": "q"}}}, {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}}]  # fmt: skip
+    assert may(None, stranger)
+    assert not may({}, friend)
+    assert may({"ingress": [{}]}, outside)
+    assert may({"ingress": [{"from": [both]}]}, friend)
+    assert not may({"ingress": [{"from": [both]}]}, stranger)
+    assert may({"ingress": [{"from": either}]}, outside)
+    assert not may({"ingress": [{"from": either}]}, friend)
+    assert not may({"ingress": [{"from": [{"podSelector": {}}]}]}, friend), "its own namespace only"
+    for port, wanted in itertools.product((80, 81), (80, 81)):
+        rule = {"ingress": [{"from": [both], "ports": [{"protocol": "TCP", "port": wanted}]}]}
+        assert may(rule, friend, port) is (port == wanted)
+
+
+def test_the_page_of_the_documentation_is_what_is_rendered(
+    tables: ModuleType, kubectl: Path
+) -> None:
+    assert tables.PAGE.read_text() == tables.page(kubectl)

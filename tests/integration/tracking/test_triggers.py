@@ -1,0 +1,170 @@
+"""From a webhook, and from the command line, to flow runs of a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lockgate.cli.prefect_server import stop_server
+from lockgate.domain import gitops
+from lockgate.settings import Settings
+from tests.integration.git.repositories import make_remote, somebody_pushes
+from tests.integration.tracking.moving_hub import MovingHub
+from tests.integration.tracking.test_looking import FIRST, RELEASE, SECOND, TRACK
+from tests.unit.webhooks.payloads import SECRET, hub
+
+ROOT = Path(__file__).parents[3]
+START = "from lockgate.cli.prefect_server import ensure_server as s; from lockgate.settings import Settings; print(s(Settings()))"
+DEPLOY = """
+from prefect.deployments.runner import EntrypointType
+from flows.track import release_tracked, track
+for flow in (track, release_tracked):
+    flow.to_deployment(name=flow.name, entrypoint_type=EntrypointType.MODULE_PATH).apply()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.2)
+
+
+@dataclass
+class Site:
+    environment: dict[str, str]
+    url: str
+
+    def python(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=self.environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        """Runs of a flow's deployment."""
+        found = httpx.get(f"{self.url}/deployments/name/{flow}/{flow}", timeout=30).json()
+        asked = {"deployments": {"id": {"any_": [found["id"]]}}}
+        return list(httpx.post(f"{self.url}/flow_runs/filter", json=asked, timeout=30).json())
+
+    @contextmanager
+    def hooks(self, log: Path, **changes: str) -> Iterator[str]:
+        """A process of `lockgate hooks`; yields its address. Killed at the end, without a warning."""
+        port = free_port()
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lockgate.cli", "hooks", "--port", str(port)],
+                env={**self.environment, "LOCKGATE_HOOKS_HUB": SECRET, **changes},
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        address = f"http://127.0.0.1:{port}"
+
+        def up() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return httpx.get(f"{address}/healthz", timeout=5).is_success
+            except httpx.HTTPError:
+                return False
+
+        try:
+            wait_until(up, 120, f"the endpoints are up (log: {log})")
+            yield address
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("site")
+    make_remote(root)
+    somebody_pushes(root, "specs/m.yaml", gitops.dump_yaml(RELEASE))
+    somebody_pushes(root, "models/m/track.yaml", gitops.dump_yaml(TRACK))
+    workspace = root / "workspace"
+    with MovingHub(branches={"main": FIRST}).serving() as endpoint:
+        unset = ("PREFECT_API_URL", "PREFECT_HOME")
+        environment = {
+            **{key: value for key, value in os.environ.items() if key not in unset},
+            "PYTHONPATH": str(ROOT),
+            "LOCKGATE_WORKSPACE": str(workspace),
+            "LOCKGATE_REMOTE": str(root / "remote.git"),
+            "LOCKGATE_STEP_RUNNER": "deployment",
+            "HF_ENDPOINT": endpoint,
+        }
+        made = Site(environment, "")
+        try:
+            made.url = made.python("-c", START).strip()
+            environment.update(
+                PREFECT_API_URL=made.url, PREFECT_HOME=str(root / "prefect"), DO_NOT_TRACK="1"
+            )
+            made.python("-c", DEPLOY)
+            yield made
+        finally:
+            stop_server(Settings(workspace=workspace))
+
+
+def test_a_delivery_becomes_one_flow_run_though_prefect_was_down_and_the_process_was_killed(
+    site: Site, tmp_path: Path
+) -> None:
+    def send(address: str, commit: str) -> int:
+        sent = hub(commit)
+        answer = httpx.post(
+            f"{address}/hooks/hub", content=sent.body, headers=sent.signed(), timeout=30
+        )
+        return answer.status_code
+
+    log = tmp_path / "hooks.log"
+    down = f"http://127.0.0.1:{free_port()}/api"
+    with site.hooks(log, PREFECT_API_URL=down) as address:
+        assert [send(address, FIRST), send(address, FIRST)] == [202, 200]
+        wait_until(lambda: "does not answer" in log.read_text(), 60, "it noticed")
+    assert site.runs("track") == []
+    # Git is away too now: the tracked models are known from before.
+    with site.hooks(log, LOCKGATE_REMOTE=str(tmp_path / "gone.git")) as address:
+        wait_until(lambda: len(site.runs("track")) == 1, 60, "the flow run")
+        assert [send(address, FIRST), send(address, SECOND)] == [200, 202]
+        wait_until(lambda: len(site.runs("track")) == 2, 60, "the second flow run")
+    assert [run["parameters"] for run in site.runs("track")] == [{"model": "m"}] * 2
+    assert SECRET not in log.read_text()
+
+
+def test_a_look_starts_one_release_and_another_only_when_that_has_ended_without_an_end(
+    site: Site,
+) -> None:
+    def look() -> dict[str, Any]:
+        told = json.loads(site.python("-m", "lockgate.cli", "track", "run", "m", "--json"))
+        assert told[1]["reason"] == "nothing of this track is stable in staging now"
+        return dict(told[0])
+
+    first, again = look(), look()
+    assert first["action"] == "started" and first["flow_run"] == again["flow_run"]
+    (run,) = site.runs("release-tracked")
+    request = run["parameters"]["tracked"]["request"]
+    assert request["spec"]["source"] == f"hf://org/name@{FIRST}"
+    assert request["requested_by"] == "Somebody <somebody@example.com>"
+    crashed = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+    answer = httpx.post(f"{site.url}/flow_runs/{run['id']}/set_state", json=crashed, timeout=30)
+    assert answer.is_success
+    assert look()["flow_run"] != first["flow_run"]
+    assert len(site.runs("release-tracked")) == 2

@@ -1,0 +1,88 @@
+"""The template's monitoring objects, and the page that tells a Prometheus what Git says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import httpx
+import jsonschema
+import pytest
+import yaml
+
+from lockgate.cli import state_metrics
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.images import ImageRef
+from lockgate.domain.release_state import Denied, Occupant, Phase, ReleaseState, Slot
+from lockgate.domain.spec import ServingSpec
+from lockgate.domain.state_metrics import page
+from lockgate.errors import GitError
+from lockgate.settings import Settings
+
+TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
+
+
+def test_every_monitoring_object_fits_its_strict_schema() -> None:
+    seen = set()
+    for path in (TEMPLATE / "platform" / "monitoring").glob("[pr]*.yaml"):
+        for item in yaml.safe_load_all(path.read_text()):
+            name = f"{item['kind'].lower()}_v1.json"
+            schema = TEMPLATE / "schemas" / "monitoring.coreos.com" / name
+            jsonschema.Draft202012Validator(json.loads(schema.read_text())).validate(item)
+            seen.add(item["kind"])
+    assert seen == {"PodMonitor", "PrometheusRule"}
+
+
+def state() -> ReleaseState:
+    candidate = Candidate(
+        model=ImageRef.parse("r.example.com/m@" + Digest.of_bytes(b"m")),
+        runtime=ImageRef.parse("r.example.com/vllm@" + Digest.of_bytes(b"runtime")),
+        serving=ServingSpec(served_model_name="smol"),
+    )
+    denied = Denied(candidate=Digest.of_bytes(b"x"), at="t", reason="slow", release="bad")
+    return ReleaseState(
+        model="smol", environment="prod", generation=12, phase=Phase.STABLE, stable=Slot.A,
+        a=Occupant(candidate=candidate, release="one", evidence=Digest.of_bytes(b"evidence")),
+        denylist=(denied,),
+    )  # fmt: skip
+
+
+def test_the_page_says_generation_phase_weights_candidates_and_denylist() -> None:
+    text = page([state()])
+    base = 'model="smol",namespace="lockgate-prod"'
+    occupant = state().a
+    assert occupant is not None
+    for line in (
+        f"lockgate_release_generation{{{base}}} 12",
+        f'lockgate_release_phase{{{base},phase="stable"}} 1',
+        f'lockgate_route_weight{{{base},slot="a"}} 100',
+        f'lockgate_slot_candidate{{{base},slot="a",candidate="{occupant.candidate.digest}"}} 1',
+        f'lockgate_denied{{{base},candidate="{Digest.of_bytes(b"x")}"}} 1',
+    ):
+        assert line in text.splitlines()
+    assert "lockgate_release_since_seconds{" not in text, "nothing is under way"
+
+
+def test_a_repository_that_cannot_be_read_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [page([state()])]
+
+    def read(settings: Settings) -> str:
+        if answers:
+            return answers.pop()
+        raise GitError("the remote is away")
+
+    monkeypatch.setattr(state_metrics, "read_page", read)
+    server = state_metrics.serve(Settings(), "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            assert client.get("/metrics").text == page([state()])
+            away = client.get("/metrics")
+            assert (away.status_code, away.text) == (503, "the remote is away\n")
+            assert client.get("/").status_code == 404
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,257 @@
+"""KServe: what it is given, that its schemas take it, and that what it cannot do is known before a release."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.engine_support import Capability, lacking, limits, needed
+from lockgate.domain.images import ImageRef
+from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
+from lockgate.domain.spec import CanarySpec, CanaryStep, ReleaseSpec, ServingSpec, Strategy
+from lockgate.errors import RenderingError
+from lockgate.settings import Settings
+from serving.engines.registry import ENGINES, engine
+from serving.manifests import render
+from tasks import engine_limits
+
+TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
+NO_KUBECTL = Path("/nonexistent/kubectl")
+SCHEMAS = {
+    "LLMInferenceService": "llminferenceservice_v1alpha2.json",
+    "InferenceService": "inferenceservice_v1beta1.json",
+}
+CANARY = CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=25)))
+KSERVE = ("kserve", "kserve-serverless")
+
+
+def occupant(name: str, engine_name: str, **serving: Any) -> Occupant:
+    data = {"served_model_name": "smol", "engine": engine_name, **serving}
+    candidate = Candidate(
+        model=ImageRef.parse("r.example.com/smol@" + Digest.of_bytes(name.encode())),
+        runtime=ImageRef.parse("r.example.com/vllm@" + Digest.of_bytes(b"runtime")),
+        serving=ServingSpec.model_validate(data),
+    )
+    return Occupant(candidate=candidate, release=name, evidence=Digest.of_bytes(b"evidence"))
+
+
+def state(engine_name: str, generation: int = 1, **changes: Any) -> ReleaseState:
+    data = {
+        "model": "smol", "environment": "local", "generation": generation, "canary": CANARY,
+        "phase": Phase.STABLE, "a": occupant("one", engine_name), "stable": Slot.A, **changes,
+    }  # fmt: skip
+    return ReleaseState.model_validate(data)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    shutil.copytree(TEMPLATE / "apps", tmp_path / "apps")
+    return tmp_path
+
+
+def committed(wanted: ReleaseState, repo: Path, kubectl: Path) -> dict[str, Any]:
+    """The objects of a state once it is in the repository, by kind and name; every one checked strictly."""
+    files = render(wanted, repo, kubectl=kubectl)
+    directory = repo / "models" / "smol" / "local" / "manifests"
+    shutil.rmtree(directory, ignore_errors=True)
+    found = {}
+    for path, text in files.items():
+        (repo / path).parent.mkdir(parents=True, exist_ok=True)
+        (repo / path).write_text(text)
+        item = yaml.safe_load(text)
+        validate(item)
+        found[f"{item['kind']}/{item['metadata']['name']}"] = item
+    return found
+
+
+def validate(item: dict[str, Any]) -> None:
+    schema = SCHEMAS.get(item["kind"])
+    if schema is None:
+        kubernetes_validate.validate(item, "1.37", strict=True)
+        return
+    data = TEMPLATE / "schemas" / "serving.kserve.io" / schema
+    jsonschema.Draft202012Validator(json.loads(data.read_text())).validate(item)
+
+
+def test_two_llm_inference_services_share_the_traffic_by_their_weights_and_keep_their_pods(
+    repo: Path, kubectl: Path
+) -> None:
+    two = occupant("two", "kserve", args=["--enforce-eager"], max_model_len=512)
+    before = committed(state("kserve"), repo, kubectl)
+    deploying = committed(state("kserve", 2, phase=Phase.DEPLOYING, b=two), repo, kubectl)
+    # From here on nothing is rendered anew.
+    canary = state("kserve", 3, phase=Phase.CANARY, b=two, step=1, weight=25)
+    raised = committed(canary, repo, NO_KUBECTL)
+    services = {slot: raised[f"LLMInferenceService/smol-{slot}"] for slot in "ab"}
+    routes = {slot: s["spec"]["router"]["route"] for slot, s in services.items()}
+    assert routes == {"a": {"group": "smol", "weight": 75}, "b": {"group": "smol", "weight": 25}}
+    for slot, service in services.items():
+        spec = service["spec"]
+        assert spec["template"] == deploying[f"LLMInferenceService/smol-{slot}"]["spec"]["template"]
+        assert service["metadata"]["annotations"]["lockgate.dev/generation"] == "3"
+        assert spec["labels"]["lockgate.dev/slot"] == slot
+        (container,) = spec["template"]["containers"]
+        found = canary.occupant(Slot(slot))
+        assert found is not None
+        assert spec["model"]["uri"] == f"oci+native://{found.candidate.model}"
+        assert spec["annotations"]["lockgate.dev/candidate"] == found.candidate.digest
+        assert (container["name"], container["image"]) == ("main", str(found.candidate.runtime))
+        assert container["command"] == ["vllm", "serve"]
+        assert container["args"][0] == "/mnt/models"
+        assert spec["template"]["serviceAccountName"] == f"smol-{slot}"
+    assert services["b"]["spec"]["template"]["containers"][0]["args"][-1] == "--enforce-eager"
+    assert (
+        services["a"]["spec"]["template"]
+        == (before["LLMInferenceService/smol-a"]["spec"]["template"])
+    )
+    assert not any(kind.startswith(("Deployment", "HTTPRoute")) for kind in raised)
+
+
+def test_kserves_pods_are_as_hardened_as_those_of_the_base(repo: Path, kubectl: Path) -> None:
+    for name in KSERVE:
+        wanted = state(name, a=occupant("one", name))
+        service = next(iter(committed(wanted, repo, kubectl).values()))
+        pod = service["spec"].get("template") or service["spec"]["predictor"]
+        (container,) = pod["containers"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert all(container[p]["httpGet"]["scheme"] == "HTTP" for p in ("readinessProbe",))
+        volumes = {v["name"] for v in pod["volumes"]}
+        assert {m["name"] for m in container["volumeMounts"]} == volumes
+        assert "model" not in volumes
+        shutil.rmtree(repo / "models")
+
+
+@pytest.mark.parametrize(
+    ("changes", "asks_for", "percent"),
+    [
+        ({"phase": Phase.STABLE, "b": None}, "one", None),
+        ({"phase": Phase.DEPLOYING}, "two", 0),
+        ({"phase": Phase.CANARY, "step": 1, "weight": 25}, "two", 25),
+        ({"phase": Phase.DRAINING}, "two", 0),
+        ({"phase": Phase.BAKING, "stable": Slot.B, "weight": 5}, "two", 95),
+        ({"phase": Phase.STABLE, "stable": Slot.B, "a": None}, "two", None),
+    ],
+)
+def test_an_inference_service_asks_for_the_newer_version_and_says_its_share(
+    repo: Path, kubectl: Path, changes: dict[str, Any], asks_for: str, percent: int | None
+) -> None:
+    name = "kserve-serverless"
+    two = occupant("two", name)
+    found = committed(state(name, 4, **{"b": two, **changes}), repo, kubectl)
+    predictor = found["InferenceService/smol"]["spec"]["predictor"]
+    assert predictor.get("canaryTrafficPercent") == percent
+    wanted = occupant(asks_for, name).candidate
+    assert predictor["annotations"]["lockgate.dev/candidate"] == wanted.digest
+    assert predictor["storageUris"][0]["uri"] == f"oci+native://{wanted.model}"
+    assert "lifecycle" not in predictor["containers"][0]
+
+
+def test_slots_of_different_engines_are_not_rendered(repo: Path, kubectl: Path) -> None:
+    mixed = state("vllm", 2, phase=Phase.DEPLOYING, b=occupant("two", "kserve"))
+    with pytest.raises(RenderingError, match="share no route"):
+        render(mixed, repo, kubectl=kubectl)
+
+
+def test_a_base_whose_pod_is_not_the_candidates_is_refused(repo: Path, kubectl: Path) -> None:
+    path = repo / "apps" / "vllm" / "environments" / "local" / "kustomization.yaml"
+    component = yaml.safe_load(path.read_text())
+    patch = [{"op": "replace", "path": "/spec/template/spec/containers/0/name", "value": "main"}]
+    component["patches"] = [{"target": {"kind": "Deployment"}, "patch": json.dumps(patch)}]
+    path.write_text(yaml.safe_dump(component))
+    with pytest.raises(RenderingError, match="2 containers of the pod are named main"):
+        render(state("kserve"), repo, kubectl=kubectl)
+
+
+def spec(engine_name: str, **canary: Any) -> ReleaseSpec:
+    return ReleaseSpec.model_validate(
+        {
+            "model": "smol",
+            "environment": "local",
+            "source": "dir:/x",
+            "serving": {"served_model_name": "smol", "engine": engine_name, "replicas": 2},
+            "evaluation": {"tasks": [{"name": "t", "metric": "m", "margin": 0.1}]},
+            "benchmark": {"profiles": [{"name": "p"}]},
+            "canary": canary,
+        }
+    )
+
+
+HEADER = {"steps": [{"weight": 0, "traffic": "header"}, {"weight": 5}]}
+MIRROR = {"steps": [{"weight": 0, "traffic": "mirror"}, {"weight": 5}]}
+PLAIN = {"steps": [{"weight": 5}]}
+
+
+@pytest.mark.parametrize(
+    ("engine_name", "canary", "said"),
+    [
+        ("kserve", HEADER, "step 1 goes by header"),
+        ("kserve", MIRROR, "step 1 mirrors"),
+        ("kserve", PLAIN, ""),
+        ("kserve", {**PLAIN, "baseline": "fresh"}, ""),
+        ("kserve", {**PLAIN, "strategy": "borrow"}, ""),
+        ("kserve-serverless", {**PLAIN, "strategy": "borrow"}, "strategy `borrow`"),
+        ("kserve-serverless", {**PLAIN, "baseline": "fresh"}, "`baseline: fresh`"),
+        ("kserve-serverless", {"strategy": "recreate"}, "strategy `recreate`"),
+        ("kserve-serverless", {**PLAIN, "control_percent": 0}, "without a control"),
+        ("kserve-serverless", PLAIN, "needs observed slots"),
+        ("vllm", {**MIRROR, "control_percent": 0}, ""),
+    ],
+)
+def test_a_release_that_needs_what_its_engine_lacks_is_refused_with_the_reason(
+    engine_name: str, canary: dict[str, Any], said: str
+) -> None:
+    wanted = spec(engine_name, **canary)
+    stable = state(engine_name)
+    found = "; ".join(engine_limits.obstacles(wanted, stable, Settings(cluster="kubernetes")))
+    assert (said in found) if said else (found == "")
+    embedded = "; ".join(engine_limits.obstacles(wanted, stable, Settings(cluster="local")))
+    assert ("embedded cluster" in embedded) is (engine_name != "vllm")
+
+
+def test_a_change_of_engine_is_no_canary() -> None:
+    (why,) = engine_limits.obstacles(
+        spec("kserve", **PLAIN), state("vllm"), Settings(cluster="kubernetes")
+    )
+    assert "two engines share no route" in why
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_every_engine_says_of_every_capability_whether_it_has_it_and_why_not(name: str) -> None:
+    found = engine(name)
+    everything = dict.fromkeys(Capability, "asked")
+    assert set(found.lacks) <= set(Capability)
+    assert all(len(why) > 20 for why in found.lacks.values())
+    assert len(lacking(found.lacks, everything)) == len(found.lacks)
+    assert limits(found.lacks, everything) == ()
+    assert len(limits(found.lacks, {})) == len(found.lacks)
+    serving = ServingSpec(served_model_name="smol", engine=name, args=("--enforce-eager",))
+    arguments = found.pod_arguments(serving)
+    assert arguments[0].startswith("/")
+    assert arguments[-1] == "--enforce-eager"
+    assert str(found.port) in arguments
+    assert found.container
+
+
+def test_what_a_canary_needs_is_all_that_it_asks_for() -> None:
+    plain = CanarySpec(steps=(CanaryStep(weight=5),))
+    always = {Capability.OBSERVED_SLOTS}
+    assert set(needed(plain, first_release=False, embedded=False)) == always
+    recreate = CanarySpec(strategy=Strategy.RECREATE, steps=())
+    asked = needed(recreate, first_release=False, embedded=True)
+    assert set(asked) == always | {
+        Capability.EMBEDDED_CLUSTER, Capability.RECREATE, Capability.IDLE_OLD_VERSION
+    }  # fmt: skip
+    assert set(needed(recreate, first_release=True, embedded=False)) == always
