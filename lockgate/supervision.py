@@ -14,8 +14,10 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL."""
@@ -42,22 +44,28 @@ def run_program(
 ) -> Ended:
     """Run `command` until it ends or `timeout` seconds are over; standard output and error are appended to `log`.
 
-    `on_line` sees every line of standard output first; a line for which it returns True is not logged. It runs in a thread
-    of its own. Raises OSError if the guard cannot be started; a program that does not exist ends with code 127.
+    Both by whole lines, so that neither breaks a line of the other. `on_line` sees every line of standard output first; a
+    line for which it returns True is not logged. It runs in a thread of its own. Raises OSError if the guard cannot be
+    started; a program that does not exist ends with code 127.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink:
+    # Unbuffered: a line is one write, and with O_APPEND one write is not broken up by another.
+    with log.open("ab", buffering=0) as sink:
         guard = subprocess.Popen(
             [sys.executable, "-m", "lockgate.supervision", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=sink,
+            stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
             cwd=directory,
             start_new_session=True,
         )
-        reader = threading.Thread(target=_copy, args=(guard, sink, on_line), daemon=True)
-        reader.start()
+        readers = [
+            threading.Thread(target=_copy, args=(guard.stdout, sink, on_line), daemon=True),
+            threading.Thread(target=_copy, args=(guard.stderr, sink, None), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
         timed_out = False
         try:
             code = guard.wait(timeout)
@@ -70,7 +78,8 @@ def run_program(
         finally:
             if guard.stdin is not None:
                 guard.stdin.close()
-            reader.join(GRACE_SECONDS)
+            for reader in readers:
+                reader.join(GRACE_SECONDS)
     return Ended(code=code - 256 if code > 192 else code, timed_out=timed_out, log=log)
 
 
@@ -83,15 +92,12 @@ def log_tail(log: Path, lines: int = 12) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def _copy(
-    guard: subprocess.Popen[bytes], sink: object, on_line: Callable[[str], bool] | None
-) -> None:
-    assert guard.stdout is not None
-    for raw in guard.stdout:
-        if on_line is None or not on_line(raw.decode(errors="replace").rstrip("\n")):
-            sink.write(raw)  # type: ignore[attr-defined]
-            sink.flush()  # type: ignore[attr-defined]
-    guard.stdout.close()
+def _copy(source: IO[bytes] | None, sink: FileIO, on_line: Callable[[str], bool] | None) -> None:
+    assert source is not None
+    with source:
+        for raw in source:
+            if on_line is None or not on_line(raw.decode(errors="replace").rstrip("\n")):
+                sink.write(raw if raw.endswith(b"\n") else raw + b"\n")
 
 
 def _end_guard(guard: subprocess.Popen[bytes]) -> int:

@@ -53,8 +53,10 @@ def key_bundle(envelope: Envelope, hint: str) -> bytes:
 
 def has_certificate(bundle: Any) -> bool:
     """Whether a parsed bundle is keyless: verified by a certificate instead of a known key."""
-    material = bundle.get("verificationMaterial") or {} if isinstance(bundle, dict) else {}
-    return "certificate" in material or "x509CertificateChain" in material
+    material = bundle.get("verificationMaterial") if isinstance(bundle, dict) else None
+    return isinstance(material, dict) and not material.keys().isdisjoint(
+        ("certificate", "x509CertificateChain")
+    )
 
 
 def parse_bundle(body: bytes) -> Any:

@@ -50,6 +50,22 @@ def test_status_and_output_of_a_program_are_kept(tmp_path: Path) -> None:
     assert sorted(log_tail(log).split()) == ["kept", "wrong"]
 
 
+def test_output_and_errors_do_not_break_each_others_lines(tmp_path: Path) -> None:
+    program = (
+        "import os, threading\n"
+        "def tell(to, word):\n"
+        "    for _ in range(300):\n"
+        "        for part in (word, word, b'\\n'): os.write(to, part)\n"
+        "threads = [threading.Thread(target=tell, args=a) for a in ((1, b'out'), (2, b'err'))]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "os.write(2, b'last words')\n"
+    )
+    log = tmp_path / "log"
+    assert run_program([sys.executable, "-c", program], log=log, timeout=60).code == 0
+    lines = log.read_text().splitlines()
+    assert sorted(lines) == ["errerr"] * 300 + ["last words"] + ["outout"] * 300
+
+
 def test_a_program_killed_by_a_signal_is_not_mistaken_for_one_that_ended_well(
     tmp_path: Path,
 ) -> None:
