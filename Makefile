@@ -25,7 +25,7 @@ test: dev ## every test, with real vLLM, Envoy, Prefect and a registry
 	LOCKGATE_TESTS_LEAVE_OUT="$$($(PYTHON) scripts/test_prerequisites.py)" && export LOCKGATE_TESTS_LEAVE_OUT \
 	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
 
-check: lint unit ## what a change must pass before it is committed, in a minute
+check: lint unit ## what a change must pass before it is committed, in a minute: all but the slow unit tests
 
 lint: dev
 	$(BIN)/ruff format --check .
@@ -34,7 +34,7 @@ lint: dev
 	$(BIN)/lint-imports
 
 unit: dev
-	$(BIN)/pytest tests/unit -q -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest tests/unit -q -n 2 -m "not slow" $(PYTEST_ARGS)
 
 format: dev
 	$(BIN)/ruff format .

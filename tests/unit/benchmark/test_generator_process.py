@@ -92,6 +92,7 @@ def test_one_process_carries_out_one_load_after_another(python: Path, tmp_path: 
             assert raw["mean_ttft_ms"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "message"), [("dies", "no route"), ("hangs", "did not end")])
 def test_a_generator_that_dies_or_hangs_is_an_error_with_its_log(
     python: Path, tmp_path: Path, name: str, message: str

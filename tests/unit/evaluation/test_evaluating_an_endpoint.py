@@ -18,6 +18,8 @@ from lockgate.domain.evidence import EvaluationEvidence
 from lockgate.domain.spec import EvaluationSpec, EvaluationTask
 from lockgate.errors import EvaluationError
 
+pytestmark = pytest.mark.slow
+
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi"}
 
 

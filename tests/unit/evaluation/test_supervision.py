@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from lockgate.supervision import log_tail, run_program
 
@@ -80,6 +81,7 @@ def test_a_program_that_does_not_exist_ends_with_127(tmp_path: Path) -> None:
     assert "cannot start" in log_tail(tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_is_ended_with_all_its_children(tmp_path: Path) -> None:
     pids: list[int] = []
     ended = run_program(

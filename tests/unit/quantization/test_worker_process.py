@@ -109,6 +109,7 @@ def test_an_end_without_a_whole_result_is_a_failure(run: Any, lines: str, said: 
         run(lines)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_takes_its_children_with_it(run: Any, tmp_path: Path) -> None:
     note = tmp_path / "child"
     with pytest.raises(QuantizationError, match="stopped after"):

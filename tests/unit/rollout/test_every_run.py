@@ -682,7 +682,7 @@ RUNS = int(os.environ.get("LOCKGATE_MODEL_CHECKING_RUNS", "60"))
 
 def checked(machine: type[EveryRun], runs: int) -> Any:
     """The machine as a test, with a number of runs."""
-    case = pytest.mark.timeout(RUNS * 5)(machine.TestCase)
+    case = pytest.mark.slow(pytest.mark.timeout(RUNS * 5)(machine.TestCase))
     case.settings = settings(
         max_examples=runs,
         # The same runs every time; other ones, and more of them, on demand.

@@ -442,11 +442,13 @@ TEMPLATES = {
         "chat template", "template-hangs",
         _template("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
                   "{% endfor %}{% endfor %}{% endfor %}"),
+        slow=True,
     ),
     "takes all memory": Case(
         "chat template", "template-bomb",
         _template("{% set ns = namespace(t='xxxxxxxxxx') %}{% for a in range(60) %}"
                   "{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}"),
+        slow=True,
     ),
     "adds a script to every answer": Case(
         "chat template", "template-markup",

@@ -63,7 +63,10 @@ def found_in_pickles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[
     return found
 
 
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if c.slow else ()) for n, c in MALICIOUS.items()],
+)
 def test_a_malicious_model_is_blocked_for_its_own_reason_and_not_run(
     name: str, tmp_path: Path, found_in_pickles: dict[str, set[str]]
 ) -> None:

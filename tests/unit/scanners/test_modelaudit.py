@@ -122,6 +122,7 @@ def test_large_tables_of_text_are_left_to_the_own_checks_and_only_where_these_ar
         assert ("tokenizer.json" in given) == (scanners == ("modelaudit",))
 
 
+@pytest.mark.slow
 def test_the_real_one_finds_a_pickle_and_an_escape_and_runs_neither(tmp_path: Path) -> None:
     directory = benign(tmp_path / "model", template="")
     canary = tmp_path / "canary"

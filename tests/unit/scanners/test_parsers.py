@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -271,6 +272,7 @@ def test_a_sound_file_with_anything_overwritten_is_answered(
         safetensors.check_header(bytes(data[8 : 8 + header]), len(data))
 
 
+@pytest.mark.slow
 def test_no_input_takes_more_than_bounded_time_and_memory() -> None:
     """In a process that may take three gigabytes and a minute of CPU for all of them together."""
     ended = subprocess.run(

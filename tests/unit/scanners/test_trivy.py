@@ -113,6 +113,7 @@ def test_an_answer_that_does_not_add_up_is_a_failed_scan(
     assert evidence.findings == ()
 
 
+@pytest.mark.slow
 def test_a_trivy_that_hangs_is_a_failed_scan(scan: Any) -> None:
     evidence = scan(0, {"SchemaVersion": 2}, sleep=60)
     assert evidence.runs[0].status is ScannerStatus.FAILED

@@ -224,6 +224,7 @@ def test_the_cluster_ends_and_removes_what_a_killed_parent_leaves(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_while_it_measures_is_followed_by_one_that_finds_the_place_clean(
     cluster: Cluster, template: dict[str, Any], tmp_path: Path
 ) -> None:

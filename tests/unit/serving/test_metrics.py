@@ -109,6 +109,7 @@ def test_each_slot_of_the_gateway_is_an_instance_of_its_track() -> None:
     assert parse_line(to_line(canary)) == canary
 
 
+@pytest.mark.slow
 def test_dead_is_down_but_a_hanging_or_lying_endpoint_says_nothing() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

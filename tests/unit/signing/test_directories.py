@@ -19,6 +19,8 @@ from lockgate.domain.policy import Policy
 from tasks.workspace import Workspace
 from tests.unit.signing.local_sigstore import IDENTITY, ISSUER, LocalSigstore
 
+pytestmark = pytest.mark.slow
+
 World = Any
 FILES = {
     "config.json": b"{}",

@@ -18,6 +18,8 @@ from lockgate.domain.digests import canonical_json
 from lockgate.domain.stores import IMAGE_MANIFEST
 from lockgate.errors import RegistryError
 
+pytestmark = pytest.mark.slow
+
 World = Any
 TIME = "2026-01-02T03:04:05Z"
 JSON = st.recursive(

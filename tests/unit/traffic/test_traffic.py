@@ -97,6 +97,7 @@ def test_an_answer_cut_short_after_a_good_status_is_counted(handler: Handler, re
     assert all(row.status == 200 for row in rows)
 
 
+@pytest.mark.slow
 def test_refused_and_broken_requests_fail_without_ending_the_drive() -> None:
     refused, rows = asyncio.run(run(refuses))
     assert refused.failed == refused.requests > 10
