@@ -43,7 +43,8 @@ class Uploads:
 
         It goes in one request, which every registry takes. After a break it goes in pieces, so that the next break costs a
         piece where the registry (or a proxy that buffers requests before it) can resume. Docker's registry cannot go on
-        after a piece that broke off in the middle: there the layer begins again.
+        after a piece that broke off in the middle: there the layer begins again. For the same reason no address is kept for
+        the next process: who sends is killed in the middle of a piece.
         """
         again, offset, furthest, failures = rewindable(content), 0, 0, 0
         piece: int | None = None
