@@ -86,7 +86,8 @@ class Transport:
         self._client = httpx.Client(
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=True,
-            headers={"User-Agent": "lockgate"},
+            # httpx by itself asks for every encoding whose library happens to be installed.
+            headers={"User-Agent": "lockgate", "Accept-Encoding": "gzip, deflate"},
             # A proxy of the environment cannot reach this machine's loopback.
             trust_env=not loopback,
             transport=transport,

@@ -148,7 +148,12 @@ def test_an_answer_that_is_packed_many_times_over_is_refused_unread() -> None:
     bomb = bytes(1 << 20)
     for _ in range(3):
         bomb = gzip.compress(bomb)
-    store = _store(lambda _: _answer(200, {"Content-Encoding": "gzip, gzip, gzip"}, bomb))
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert set(request.headers["Accept-Encoding"].split(", ")) <= {"gzip", "deflate"}
+        return _answer(200, {"Content-Encoding": "gzip, gzip, gzip"}, bomb)
+
+    store = _store(handler)
     with pytest.raises(RegistryError, match="encoding"):
         store.get_manifest(REPOSITORY, "tag")
 
