@@ -5,6 +5,7 @@ Sources: cosign v3 (bundles as OCI 1.1 referrers), cosign's SIGNATURE_SPEC (`sha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from lockgate.domain.stores import (
     Descriptor,
     ImageStore,
 )
-from lockgate.errors import IntegrityError
+from lockgate.errors import IntegrityError, RegistryError
 from lockgate.streams import at_most
 
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -109,12 +110,13 @@ def digest_in_legacy_payload(payload: bytes) -> Digest:
 def attach_legacy(
     store: ImageStore, ref: ImageRef, payload: bytes, annotations: Mapping[str, str]
 ) -> Digest:
-    """Add a legacy signature to those that are there."""
+    """Add a legacy signature to those that are there; what else may lie under their tag gives way."""
     repository, tag = ref.repository, legacy_tag(ref.digest)
     current = store.resolve(repository, tag)
     layers: list[Descriptor] = []
     if current is not None:
-        layers = _layers(store.get_manifest(repository, current)[0], f"{repository}:{tag}")
+        with contextlib.suppress(IntegrityError):
+            layers = _layers(store.get_manifest(repository, current)[0], f"{repository}:{tag}")
     blob = store.put_blob(repository, Digest.of_bytes(payload), [payload], len(payload))
     layers.append(Descriptor(SIMPLE_SIGNING, blob, len(payload), annotations=annotations))
     config = canonical_json(
@@ -182,5 +184,11 @@ def _layers(body: bytes, what: str) -> list[Descriptor]:
 def _small_blob(store: ImageStore, repository: str, layer: Descriptor) -> bytes:
     if layer.size > _LARGEST:
         raise IntegrityError(f"a signature of {layer.size} bytes: {layer.digest}")
-    chunks = store.read_blob(repository, layer.digest)
-    return b"".join(at_most(chunks, layer.size, f"blob {layer.digest}"))
+    try:
+        chunks = store.read_blob(repository, layer.digest)
+        return b"".join(at_most(chunks, layer.size, f"blob {layer.digest}"))
+    except RegistryError as error:
+        # A manifest can name what was never there: that is nobody's signature, and no failure of the store.
+        if store.blob_size(repository, layer.digest) is None:
+            raise IntegrityError(f"{layer.digest} is not there") from error
+        raise

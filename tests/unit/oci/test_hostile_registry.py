@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable
@@ -114,10 +115,10 @@ def test_answers_of_any_form_are_taken_or_refused(
     for number in range(len(_calls(_store(lambda _: httpx.Response(200))))):
         asked = iter(range(10**6))
         store = _store(lambda _, asked=asked: _answer(*answers[next(asked) % len(answers)]))
-        try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(LockgateError):
+            # That a list of pages without end ends is another test.
+            patch.setattr("lockgate.adapters.oci.registry._MAX_PAGES", 5)
             _calls(store)[number]()
-        except LockgateError:
-            continue
 
 
 def test_a_registry_that_leads_round_in_circles_is_left() -> None:

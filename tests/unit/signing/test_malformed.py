@@ -21,7 +21,7 @@ from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.adapters.signing import attachments, attest, sign_image
 from lockgate.adapters.signing.dsse import BUNDLE_TYPE
 from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SIGNATURE_TYPE, statement
-from lockgate.domain.digests import canonical_json
+from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.stores import EMPTY_DIGEST, IMAGE_MANIFEST, Descriptor
 from lockgate.errors import RegistryError
 
@@ -195,6 +195,25 @@ def test_whatever_the_tag_of_legacy_signatures_names_is_one_or_none(
     body = canonical_json({**sound, "layers": changed(damage, sound["layers"])})
     world.store.put_manifest(repository, body, IMAGE_MANIFEST, tag)
     assert {failure.rule for failure in world.verify().failures} <= {"signature"}
+
+
+def test_a_signature_whose_content_was_never_there_is_none(released: Callable[[], World]) -> None:
+    world = released()
+    repository, image = world.image.repository, world.image
+    absent = Descriptor(BUNDLE_TYPE, Digest.of_bytes(b"absent"), 5)
+    subject = world.store.get_manifest(repository, image.digest)[0]
+    manifest = {
+        "artifactType": BUNDLE_TYPE,
+        "layers": [absent.to_data()],
+        "subject": Descriptor(IMAGE_MANIFEST, image.digest, len(subject)).to_data(),
+    }
+    world.store.put_manifest(repository, canonical_json(manifest), IMAGE_MANIFEST)
+    legacy = {"layers": [replace(absent, media_type=attachments.SIMPLE_SIGNING).to_data()]}
+    tag = attachments.legacy_tag(image.digest)
+    world.store.put_manifest(repository, canonical_json(legacy), IMAGE_MANIFEST, tag)
+    report = world.verify()
+    assert report.ok
+    assert any("is not there" in line for line in report.ignored)
 
 
 @pytest.mark.parametrize(
