@@ -49,7 +49,7 @@ class TrivyVersion:
     def parse(cls, text: str) -> TrivyVersion:
         """From `trivy version --format json`. Raises `ScannerError`."""
         try:
-            data = json.loads(text[text.find("{") :])
+            data = read_json(text[text.find("{") :])
             database = data.get("VulnerabilityDB") or {}
             return cls(str(data["Version"]), database.get("UpdatedAt") or None)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
