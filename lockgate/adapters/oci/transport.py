@@ -88,6 +88,7 @@ class Transport:
             follow_redirects=True,
             # httpx by itself asks for every encoding whose library happens to be installed.
             headers={"User-Agent": "lockgate", "Accept-Encoding": "gzip, deflate"},
+            event_hooks={"request": [self._check_encrypted]},
             # A proxy of the environment cannot reach this machine's loopback.
             trust_env=not loopback,
             transport=transport,
@@ -107,10 +108,21 @@ class Transport:
     def _joined(self, base: str, location: str) -> str:
         try:
             address = urljoin(base, location)
-            httpx.URL(address)
+            url = httpx.URL(address)
+            if url.scheme not in ("http", "https") or not url.host:
+                raise ValueError(f"{url.scheme} without a host")
         except (httpx.InvalidURL, ValueError) as error:
             raise RegistryError(f"registry {self.host} names an address that is none") from error
         return address
+
+    def _check_encrypted(self, request: httpx.Request) -> None:
+        """Before every request, those that a redirection or an upload's address makes among them."""
+        if self._base.startswith("https:") and request.url.scheme != "https":
+            raise RegistryError(
+                f"registry {self.host} leads to {request.url.host}, without TLS",
+                hint="a proxy before the registry has to tell it that it is spoken to with TLS "
+                "(X-Forwarded-Proto), or its storage has to speak TLS",
+            )
 
     def request(
         self,
