@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import yaml
 
 from lockgate.adapters.sources import Peek
 from lockgate.domain.base import Frozen
+from lockgate.domain.digests import read_json
 from lockgate.domain.recipes import definition
 from lockgate.domain.sizing import (
     ModelShape,
@@ -48,7 +47,7 @@ def fit(spec: ReleaseSpec, seen: Peek | None, found: WeightFormat | None) -> Fit
             lines=("memory is not computed: the source shows no config.json before its download",)
         )
     try:
-        shape = read_shape(json.loads(seen.contents["config.json"]))
+        shape = read_shape(read_json(seen.contents["config.json"]))
         weights = _weights(spec, shape, seen, found)
     except ValueError as error:
         return Fit(lines=(f"memory is not computed: {error}",))

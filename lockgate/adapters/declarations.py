@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockgate.domain.digests import read_json
 from lockgate.domain.scanning import licenses
 
 _LARGEST_CONFIG = 1 << 20
@@ -50,7 +50,7 @@ def _config(path: Path | None) -> dict[str, Any]:
     if path is None or path.stat().st_size > _LARGEST_CONFIG:
         return {}
     try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        data = read_json(path.read_bytes())
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}

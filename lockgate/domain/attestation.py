@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate, digest_of_parts
-from lockgate.domain.digests import Digest, canonical_json, read_json
+from lockgate.domain.digests import Digest, canonical_json, read_json, shown
 from lockgate.domain.gates.base import GateReport
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import ModelRevision, Snapshot, SourceKind
@@ -58,7 +58,7 @@ def parse_statement(body: bytes) -> Statement:
     data = read_json(body)
     try:
         if data["_type"] != STATEMENT_TYPE:
-            raise ValueError(f"not an in-toto statement v1: {data['_type']!r}")
+            raise ValueError(f"not an in-toto statement v1: {shown(data['_type'])}")
         subjects = tuple(Digest.from_hex(s["digest"]["sha256"]) for s in data["subject"])
         predicate_type, predicate = data["predicateType"], data.get("predicate") or {}
     except (KeyError, TypeError, AttributeError) as error:
@@ -281,7 +281,7 @@ def origin_of(predicate: Mapping[str, Any]) -> Origin:
         definition, run = predicate["buildDefinition"], predicate["runDetails"]
         build_type, builder = definition["buildType"], run["builder"]["id"]
         if build_type != BUILD_TYPE:
-            raise ValueError(f"SLSA provenance of another build type: {build_type!r}")
+            raise ValueError(f"SLSA provenance of another build type: {shown(build_type)}")
         repository = definition["externalParameters"]["source"]["repo"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"SLSA provenance lacks {error}") from error

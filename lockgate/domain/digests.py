@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring, _SHOWN.maxlevel = 100, 2
 
 
 class Digest(str):
@@ -22,8 +25,9 @@ class Digest(str):
     __slots__ = ()
 
     def __new__(cls, value: str) -> Digest:
-        if not _PATTERN.fullmatch(value):
-            raise ValueError(f"not a sha256 digest: {value!r}")
+        # From JSON anything can come, whatever the types say.
+        if not isinstance(value, str) or not _PATTERN.fullmatch(value):
+            raise ValueError(f"not a sha256 digest: {shown(value)}")
         return super().__new__(cls, value)
 
     @property
@@ -42,7 +46,7 @@ class Digest(str):
 
     @classmethod
     def from_hex(cls, hex_digits: str) -> Digest:
-        return cls(f"sha256:{hex_digits}")
+        return cls("sha256:" + hex_digits)
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Digest:
@@ -63,10 +67,14 @@ class Digest(str):
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces; NaN and infinities are refused (`ValueError`)."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    """UTF-8 JSON with sorted keys and no spaces; NaN, infinities and what nests too deeply are refused (`ValueError`)."""
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+    except RecursionError as error:
+        raise ValueError("what nests too deeply is not written as JSON") from error
+    return text.encode()
 
 
 def read_json(body: bytes | str) -> Any:
@@ -75,3 +83,8 @@ def read_json(body: bytes | str) -> Any:
         return json.loads(body)
     except RecursionError as error:
         raise ValueError("JSON that nests too deeply") from error
+
+
+def shown(value: Any) -> str:
+    """A foreign value for a message: escaped, short, and of few levels, whatever it is."""
+    return _SHOWN.repr(value)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from lockgate.domain.digests import Digest, canonical_json
+from lockgate.domain.digests import Digest, canonical_json, read_json
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.domain.stores import (
     IMAGE_CONFIG,
     IMAGE_LAYER,
     IMAGE_MANIFEST,
     Descriptor,
-    parse_json,
 )
 
 MODELS = "models"
@@ -97,7 +96,7 @@ def snapshot_document(snapshot: Snapshot) -> bytes:
 
 def parse_snapshot_document(body: bytes) -> Snapshot:
     """Raises `ValueError` if it is not what `snapshot_document` writes."""
-    rows = parse_json(body)
+    rows = read_json(body)
     if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 3 for r in rows):
         raise ValueError("not a list of [path, size, digest]")
     files = [SnapshotFile(path=path, size=size, digest=digest) for path, size, digest in rows]

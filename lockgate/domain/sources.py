@@ -6,9 +6,9 @@ import re
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
@@ -164,7 +164,7 @@ class SnapshotFile(Frozen):
     """One regular file: relative POSIX path, size in bytes, digest of its content."""
 
     path: str
-    size: int
+    size: Annotated[int, Field(ge=0)]
     digest: Digest
 
     @field_validator("path")

@@ -6,12 +6,11 @@ Adapters that need a store (signing, sources) take this protocol; `lockgate.adap
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, shown
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -25,14 +24,6 @@ EMPTY_DIGEST = Digest.of_bytes(EMPTY_BODY)
 Rewindable = Callable[[int], Iterable[bytes]]
 """Gives a blob's bytes from an offset on, as often as asked: what a resumable upload needs."""
 Content = Iterable[bytes] | Rewindable
-
-
-def parse_json(body: bytes) -> Any:
-    """JSON that somebody else wrote. Raises `ValueError` for anything else, and for what is nested too deeply to be read."""
-    try:
-        return json.loads(body)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 @dataclass(frozen=True)
@@ -62,18 +53,23 @@ class Descriptor:
     def from_data(cls, data: Any) -> Descriptor:
         """Raises `ValueError` on anything that is not a descriptor with a sha256 digest."""
         try:
-            size = data["size"]
-            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise ValueError(f"not a size: {size!r}")
-            return cls(
-                media_type=str(data["mediaType"]),
-                digest=Digest(data["digest"]),
-                size=size,
-                artifact_type=data.get("artifactType") or None,
-                annotations=dict(data.get("annotations") or {}),
-            )
+            size, media_type = data["size"], data["mediaType"]
+            kind, annotations = data.get("artifactType") or None, data.get("annotations") or {}
+            digest = Digest(data["digest"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not an OCI descriptor: {data!r}") from error
+            raise ValueError(f"not an OCI descriptor: {shown(data)}") from error
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"not a size: {shown(size)}")
+        if not isinstance(media_type, str) or not isinstance(kind, str | None):
+            raise ValueError(f"not an OCI descriptor: {shown(data)}")
+        return cls(media_type, digest, size, kind, text_map(annotations))
+
+
+def text_map(value: Any) -> dict[str, str]:
+    """Annotations of a descriptor or manifest. Raises `ValueError` for anything but text by name."""
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"annotations are text by name, not {shown(value)}")
+    return dict(value)
 
 
 class ImageStore(Protocol):

@@ -6,12 +6,12 @@ Sources: `quantization_config` as compressed-tensors, GPTQModel/AutoGPTQ, AutoAW
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any
 
 from lockgate.domain.base import Frozen
+from lockgate.domain.digests import read_json
 from lockgate.domain.recipes import scheme_name
 
 CONFIG_FILES = ("config.json", "quantize_config.json", "quant_config.json")
@@ -65,8 +65,8 @@ def recognise(configs: Mapping[str, bytes], files: Collection[str]) -> WeightFor
     documents = {}
     for name, content in configs.items():
         try:
-            documents[name] = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            documents[name] = read_json(content)
+        except ValueError as error:
             raise ValueError(f"{name} is not JSON: {error}") from error
         if not isinstance(documents[name], dict):
             raise ValueError(f"{name} holds no JSON object")

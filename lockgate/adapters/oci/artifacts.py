@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lockgate.domain import digests
 from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.stores import (
     EMPTY_BODY,
@@ -13,7 +14,6 @@ from lockgate.domain.stores import (
     IMAGE_MANIFEST,
     Descriptor,
     ImageStore,
-    parse_json,
 )
 from lockgate.errors import RegistryError
 from lockgate.streams import at_most
@@ -61,7 +61,7 @@ def get_json(store: ImageStore, repository: str, tag: str, artifact_type: str) -
         return None
     body, _ = store.get_manifest(repository, digest)
     try:
-        manifest = parse_json(body)
+        manifest = digests.read_json(body)
         if manifest.get("artifactType") != artifact_type:
             raise ValueError(f"artifact type {manifest.get('artifactType')!r}")
         (layer,) = (Descriptor.from_data(entry) for entry in manifest["layers"])
@@ -78,7 +78,7 @@ def read_json(store: ImageStore, repository: str, digest: Digest) -> Any:
     if size > _LARGEST:
         raise RegistryError(f"{digest} has {size} bytes: too large for a document")
     try:
-        return parse_json(
+        return digests.read_json(
             b"".join(at_most(store.read_blob(repository, digest), size, f"document {digest}"))
         )
     except ValueError as error:

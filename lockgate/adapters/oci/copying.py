@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from lockgate.adapters.oci import referring
 from lockgate.adapters.oci.layout import LayoutStore
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.images import ImageRef
-from lockgate.domain.stores import Descriptor, ImageStore, parse_json
+from lockgate.domain.stores import Descriptor, ImageStore
 from lockgate.errors import RegistryError
 from lockgate.streams import at_most
 
@@ -54,7 +54,7 @@ def image_for_platform(store: ImageStore, ref: ImageRef, platform: str) -> Image
     """The image itself, or that of an index that runs on `platform` (`os/architecture`). Raises `RegistryError`."""
     body, _ = store.get_manifest(ref.repository, ref.digest)
     try:
-        data = parse_json(body)
+        data = read_json(body)
         if "manifests" not in data:
             return ref
         fitting = [
@@ -92,7 +92,7 @@ def _copy_manifest(
 
 def _parts(body: bytes, what: str) -> list[Descriptor]:
     try:
-        data = parse_json(body)
+        data = read_json(body)
         if "manifests" in data:
             return [Descriptor.from_data(m) for m in data["manifests"]]
         return [Descriptor.from_data(d) for d in (data["config"], *data["layers"])]

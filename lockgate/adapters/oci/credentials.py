@@ -7,14 +7,13 @@ Files are looked for where the tools do: `REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/c
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lockgate.domain.digests import read_json
 from lockgate.errors import RegistryError
 
 HELPER_SECONDS = 30.0
@@ -42,10 +41,13 @@ def find(host: str) -> Credentials | None:
         if config is None:
             continue
         for name in _names(host):
-            helper = (config.get("credHelpers") or {}).get(name) or config.get("credsStore")
-            found = _ask(helper, name) if helper else None
-            entry = (config.get("auths") or {}).get(name)
-            found = found or (_decode(path, name, entry) if entry else None)
+            try:
+                helper = (config.get("credHelpers") or {}).get(name) or config.get("credsStore")
+                entry = (config.get("auths") or {}).get(name)
+                found = _ask(str(helper), name) if helper else None
+                found = found or (_decode(entry) if entry else None)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise RegistryError(f"the entry for {name} in {path} cannot be read") from error
             if found:
                 return found
     return None
@@ -71,7 +73,7 @@ def _names(host: str) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -79,18 +81,22 @@ def _read(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _decode(path: Path, name: str, entry: dict[str, Any]) -> Credentials | None:
+def _decode(entry: dict[str, Any]) -> Credentials | None:
+    """Raises `ValueError`, `TypeError` and `AttributeError` for what no login wrote."""
     if token := entry.get("identitytoken"):
-        return Credentials(identity_token=token)
+        return Credentials(identity_token=_text(token))
     if encoded := entry.get("auth"):
-        try:
-            user, _, password = base64.b64decode(encoded).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise RegistryError(f"the entry for {name} in {path} is not base64") from error
+        user, _, password = base64.b64decode(encoded).decode().partition(":")
         return Credentials(user, password.rstrip("\0"))
     if entry.get("username"):
-        return Credentials(entry["username"], entry.get("password", ""))
+        return Credentials(_text(entry["username"]), _text(entry.get("password", "")))
     return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 def _ask(helper: str, name: str) -> Credentials | None:
@@ -109,14 +115,16 @@ def _ask(helper: str, name: str) -> Credentials | None:
             f"{command[0]} is not installed but the Docker configuration names it",
             hint=f"install it, or log in to {name} without a credential helper",
         ) from error
+    except OSError as error:
+        raise RegistryError(f"{command[0]} cannot be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise RegistryError(f"{command[0]} gave no answer in {HELPER_SECONDS:.0f} s") from error
     if done.returncode != 0:
         # Helpers say "credentials not found" this way; the output may hold secrets and is not repeated.
         return None
     try:
-        answer = json.loads(done.stdout)
-        user, secret = answer["Username"], answer["Secret"]
+        answer = read_json(done.stdout)
+        user, secret = _text(answer["Username"]), _text(answer["Secret"])
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(f"{command[0]} answered something else than credentials") from error
     return Credentials(identity_token=secret) if user == "<token>" else Credentials(user, secret)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from lockgate.adapters.oci.content import MAX_MANIFEST
 from lockgate.adapters.oci.extraction import SingleFile, unpack
 from lockgate.domain import model_image
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import Snapshot
-from lockgate.domain.stores import IMAGE_CONFIG, Descriptor, ImageStore, parse_json
+from lockgate.domain.stores import IMAGE_CONFIG, Descriptor, ImageStore
 from lockgate.errors import IntegrityError, RegistryError
 from lockgate.streams import at_most
 
@@ -44,7 +44,7 @@ class ImageManifest:
 
     def __init__(self, body: bytes, what: str) -> None:
         try:
-            data = parse_json(body)
+            data = read_json(body)
             self.config = Descriptor.from_data(data["config"])
             self.layers = tuple(Descriptor.from_data(layer) for layer in data["layers"])
         except (ValueError, KeyError, TypeError) as error:
@@ -66,7 +66,7 @@ def _labels(store: ImageStore, ref: ImageRef, manifest: ImageManifest) -> dict[s
     if manifest.config.media_type != IMAGE_CONFIG:
         return {}
     try:
-        return model_image.labels_of(parse_json(small_blob(store, ref.repository, manifest.config)))
+        return model_image.labels_of(read_json(small_blob(store, ref.repository, manifest.config)))
     except ValueError as error:
         raise RegistryError(f"the config of {ref} is not an image config: {error}") from error
 

@@ -27,8 +27,8 @@ from lockgate.adapters.oci.content import (
     read_file,
     storage_error,
 )
-from lockgate.domain.digests import Digest
-from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor, parse_json
+from lockgate.domain.digests import Digest, read_json
+from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
 from lockgate.errors import IntegrityError, RegistryError
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -197,11 +197,12 @@ class LayoutStore:
 
     def _media_type(self, digest: Digest, body: bytes) -> str:
         try:
-            declared = parse_json(body).get("mediaType")
-        except (ValueError, AttributeError) as error:
-            raise RegistryError(f"{digest} is not a manifest") from error
-        if declared:
-            return str(declared)
+            declared = read_json(body).get("mediaType")
+        except (ValueError, AttributeError):
+            # Whoever reads it finds that it is no manifest; one that anybody put here is no failure of the store.
+            declared = None
+        if isinstance(declared, str) and declared:
+            return declared
         named = (e["mediaType"] for e in self._entries() if e.get("digest") == digest)
         return str(next(named, IMAGE_MANIFEST))
 
@@ -299,7 +300,7 @@ class LayoutStore:
 
 
 def _parse_index(body: bytes) -> list[dict[str, Any]]:
-    manifests = parse_json(body)["manifests"]
+    manifests = read_json(body)["manifests"]
     for entry in manifests:
         Descriptor.from_data(entry)
     return list(manifests)

@@ -9,11 +9,11 @@ from pathlib import Path
 from lockgate.adapters.oci.content import Progress, storage_error
 from lockgate.adapters.oci.extraction import SnapshotDirectory, is_occupied, unpack, untouched
 from lockgate.adapters.oci.images import read_image_manifest, snapshot_of
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.images import ImageRef
 from lockgate.domain.model_image import SNAPSHOT_PATH, plan_layers
 from lockgate.domain.sources import Snapshot
-from lockgate.domain.stores import ImageStore, parse_json
+from lockgate.domain.stores import ImageStore
 from lockgate.errors import IntegrityError, RegistryError
 from lockgate.staging import Staging, staged
 from lockgate.streams import at_most
@@ -105,7 +105,7 @@ def missing_blobs(store: ImageStore, image: ImageRef) -> list[Digest]:
     """
     body, _ = store.get_manifest(image.repository, str(image.digest))
     try:
-        manifest = parse_json(body)
+        manifest = read_json(body)
         platforms = [Digest(part["digest"]) for part in manifest.get("manifests", ())]
         blobs = [Digest(part["digest"]) for part in manifest.get("layers", ())]
         if not platforms:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lockgate.domain.digests import Digest, canonical_json
-from lockgate.domain.stores import IMAGE_INDEX, Descriptor, parse_json
+from lockgate.domain.digests import Digest, canonical_json, read_json
+from lockgate.domain.stores import IMAGE_INDEX, Descriptor, text_map
 from lockgate.errors import RegistryError
 
 
@@ -29,7 +29,7 @@ def fallback_tag(subject: Digest) -> str:
 def parse(digest: Digest, body: bytes, media_type: str) -> Referrer | None:
     """What a manifest's `subject` says, or None if it has none. Raises `RegistryError` if it is not a manifest."""
     try:
-        manifest = parse_json(body)
+        manifest = read_json(body)
         if not isinstance(manifest, dict):
             raise ValueError("not a JSON object")
         if "subject" not in manifest:
@@ -37,7 +37,9 @@ def parse(digest: Digest, body: bytes, media_type: str) -> Referrer | None:
         subject = Descriptor.from_data(manifest["subject"]).digest
         # Images have no artifactType: the specification takes the config's media type for it.
         kind = manifest.get("artifactType") or (manifest.get("config") or {}).get("mediaType")
-        annotations = dict(manifest.get("annotations") or {})
+        annotations = text_map(manifest.get("annotations") or {})
+        if not isinstance(kind, str | None):
+            raise ValueError("its type is no text")
     except (ValueError, TypeError, AttributeError) as error:
         raise RegistryError(f"{digest} is not a manifest: {error}") from error
     return Referrer(subject, Descriptor(media_type, digest, len(body), kind, annotations))
@@ -57,6 +59,6 @@ def index(referrers: Sequence[Descriptor]) -> bytes:
 def parse_index(body: bytes) -> list[Descriptor]:
     """Descriptors of an index of referrers. Raises `RegistryError`."""
     try:
-        return [Descriptor.from_data(m) for m in parse_json(body)["manifests"]]
+        return [Descriptor.from_data(m) for m in read_json(body)["manifests"]]
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(f"not an index of referrers: {error}") from error

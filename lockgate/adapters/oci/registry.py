@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import httpx
 
@@ -23,7 +22,7 @@ from lockgate.adapters.oci.content import (
 )
 from lockgate.adapters.oci.transport import Transport, pull_scope, push_scope, with_query
 from lockgate.adapters.oci.uploads import Uploads
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
 from lockgate.errors import IntegrityError, RegistryError
 
@@ -102,7 +101,7 @@ class RegistryStore:
                     skip = start if answer.status_code == 200 else 0
                     yield from hashed.passing(_without(chunks, skip), start)
                 break
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failures = 1 if hashed.size > start else failures + 1
                 if failures >= self._http.attempts:
                     raise self._http.unreachable("GET", path, error) from error
@@ -217,7 +216,7 @@ class RegistryStore:
         found: list[str] = []
         for page in self._pages(name, f"/v2/{name}/tags/list?n=1000", (200, 404)):
             if page.status_code == 200:
-                found += _field(page, "tags") or []
+                found += _tags(page)
         return sorted(found)
 
     def referrers(
@@ -244,7 +243,7 @@ class RegistryStore:
             following = _NEXT.search(page.headers.get("Link", ""))
             if following is None:
                 return
-            path = str(page.request.url.join(following[1]))
+            path = self._http.following(page, following[1])
         raise RegistryError(f"{self.location} lists more than {_MAX_PAGES} pages of {name}")
 
     def _name(self, repository: str) -> str:
@@ -262,11 +261,14 @@ class RegistryStore:
         return f"library/{name}" if self._http.host == "docker.io" and "/" not in name else name
 
 
-def _field(answer: httpx.Response, key: str) -> Any:
+def _tags(answer: httpx.Response) -> list[str]:
     try:
-        return answer.json()[key]
+        tags = read_json(answer.content)["tags"] or []
     except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"{answer.request.url} answered something else than {key}") from error
+        raise RegistryError(f"{answer.request.url} answered something else than tags") from error
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise RegistryError(f"{answer.request.url} answered something else than tags")
+    return tags
 
 
 def _without(chunks: Iterable[bytes], skip: int) -> Iterator[bytes]:

@@ -10,13 +10,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 
 from lockgate.adapters.oci import credentials
+from lockgate.domain.digests import read_json, shown
 from lockgate.errors import RegistryError
 
 CONNECT_SECONDS = 10.0
@@ -25,8 +26,11 @@ ATTEMPTS = 4
 """Tries of a request that meets a broken connection or an overloaded server."""
 MAX_ANSWER = 16 << 20
 """Largest answer that is read into memory; blobs are streamed."""
-_OF_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_OF_TRANSFER = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
+_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+"""Of answers. Others, and several on top of each other, can make gigabytes of one piece before its size is seen."""
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 
 Body = bytes | Iterable[bytes] | None
@@ -82,7 +86,9 @@ class Transport:
         self._client = httpx.Client(
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=True,
-            headers={"User-Agent": "lockgate"},
+            # httpx by itself asks for every encoding whose library happens to be installed.
+            headers={"User-Agent": "lockgate", "Accept-Encoding": "gzip, deflate"},
+            event_hooks={"request": [self._check_encrypted]},
             # A proxy of the environment cannot reach this machine's loopback.
             trust_env=not loopback,
             transport=transport,
@@ -92,8 +98,31 @@ class Transport:
         self._client.close()
 
     def url(self, path: str) -> str:
-        """Absolute address of a path, or of a `Location` the registry gave."""
-        return urljoin(self._base, path)
+        """Absolute address of a path, or of a `Location` the registry gave. Raises `RegistryError` for what is no address."""
+        return self._joined(self._base, path)
+
+    def following(self, answer: httpx.Response, location: str) -> str:
+        """Where an answer points to. Raises `RegistryError` for what is no address."""
+        return self._joined(str(answer.request.url), location)
+
+    def _joined(self, base: str, location: str) -> str:
+        try:
+            address = urljoin(base, location)
+            url = httpx.URL(address)
+            if url.scheme not in ("http", "https") or not url.host:
+                raise ValueError(f"{url.scheme} without a host")
+        except (httpx.InvalidURL, ValueError) as error:
+            raise RegistryError(f"registry {self.host} names an address that is none") from error
+        return address
+
+    def _check_encrypted(self, request: httpx.Request) -> None:
+        """Before every request, those that a redirection or an upload's address makes among them."""
+        if self._base.startswith("https:") and request.url.scheme != "https":
+            raise RegistryError(
+                f"registry {self.host} leads to {request.url.host}, without TLS",
+                hint="a proxy before the registry has to tell it that it is spoken to with TLS "
+                "(X-Forwarded-Proto), or its storage has to speak TLS",
+            )
 
     def request(
         self,
@@ -111,7 +140,7 @@ class Transport:
             try:
                 with self.send(method, path, scope=scope, headers=headers, body=body) as response:
                     whole = self.whole(response)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if last:
                     raise self.unreachable(method, path, error) from error
             else:
@@ -133,10 +162,11 @@ class Transport:
                     f"{response.request.url.path} with more than {MAX_ANSWER} bytes"
                 )
             pieces.append(piece)
-        # What was compressed on the way is not any more.
-        kept = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _OF_TRANSFER]
-        if response.request.method == "HEAD":
-            kept += [(k, v) for k, v in response.headers.items() if k.lower() == "content-length"]
+        # What was compressed on the way is not any more. As bytes: a header need not be ASCII.
+        left_out = _OF_TRANSFER - (
+            {b"content-length"} if response.request.method == "HEAD" else set()
+        )
+        kept = [(k, v) for k, v in response.headers.raw if k.lower() not in left_out]
         return httpx.Response(
             response.status_code, headers=kept, content=b"".join(pieces), request=response.request
         )
@@ -153,18 +183,24 @@ class Transport:
     ) -> Iterator[httpx.Response]:
         """One try, the answer's body still unread; a 401 is answered with a token once where the body can be sent again.
 
-        Raises httpx's `TransportError` untranslated: callers know how to go on.
+        Raises httpx's `RequestError` untranslated: callers know how to go on.
         """
         url = self.url(path)
         response = self._once(method, url, scope, headers, body)
-        authorized = response.status_code == 401 and self._authorize(response, scope)
-        if authorized and (body is None or isinstance(body, bytes)):
-            response.close()
-            response = self._once(method, url, scope, headers, body)
         try:
-            yield response
+            authorized = response.status_code == 401 and self._authorize(response, scope)
+            if authorized and (body is None or isinstance(body, bytes)):
+                response.close()
+                response = self._once(method, url, scope, headers, body)
+            yield self._readable(response)
         finally:
             response.close()
+
+    def _readable(self, response: httpx.Response) -> httpx.Response:
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _ENCODINGS:
+            raise RegistryError(f"registry {self.host} answers in an encoding not asked for")
+        return response
 
     def _once(
         self, method: str, url: str, scope: str, headers: Mapping[str, str] | None, body: Body
@@ -197,7 +233,7 @@ class Transport:
     def _token(
         self, parameters: dict[str, str], scope: str, known: credentials.Credentials | None
     ) -> str:
-        realm = parameters["realm"]
+        realm = self.url(parameters["realm"])
         if urlsplit(realm).scheme != "https" and self._base.startswith("https:"):
             raise RegistryError(f"{self.host} asks to send credentials without TLS to {realm}")
         query = {"service": parameters.get("service", ""), "scope": scope.split(" ")}
@@ -210,19 +246,24 @@ class Transport:
                     "client_id": "lockgate",
                     "refresh_token": known.identity_token,
                 }
-                answer = self._client.post(realm, data=form)
+                request = self._client.build_request("POST", realm, data=form)
             else:
                 basic = {"Authorization": known.basic} if known else {}
-                answer = self._client.get(realm, params=query, headers=basic)
-        except httpx.TransportError as error:
+                request = self._client.build_request("GET", realm, params=query, headers=basic)
+            with closing(self._client.send(request, stream=True)) as response:
+                answer = self.whole(self._readable(response))
+        except httpx.RequestError as error:
             raise self.unreachable("GET", realm, error) from error
         if answer.status_code != 200:
             raise self.refused(answer)
         try:
-            data = answer.json()
-            return str(data.get("token") or data["access_token"])
-        except (ValueError, KeyError, AttributeError) as error:
+            data = read_json(answer.content)
+            token = data.get("token") or data["access_token"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{realm} gave no token") from error
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise RegistryError(f"{realm} gave no token that can be sent")
+        return token
 
     def unreachable(self, method: str, path: str, error: Exception) -> RegistryError:
         """The error for a registry that cannot be talked to."""
@@ -254,8 +295,18 @@ def _origin(url: str) -> tuple[str, str]:
 
 def _words(response: httpx.Response) -> str:
     try:
-        errors: Any = response.json()["errors"]
-        words = [f"{e.get('code')}: {e.get('message')} {e.get('detail') or ''}" for e in errors]
+        errors: Any = read_json(response.content)["errors"]
+        words = "; ".join(
+            f"{_word(e.get('code'))}: {_word(e.get('message'))} {_word(e.get('detail'))}"
+            for e in errors
+        )
     except (ValueError, KeyError, TypeError, AttributeError, httpx.StreamError):
         return ""
-    return f" ({'; '.join(words).strip()[:400]})"
+    return f" ({words.strip()[:400]})"
+
+
+def _word(said: Any) -> str:
+    if not said:
+        return ""
+    text = said if isinstance(said, str) else shown(said)
+    return "".join(letter if letter.isprintable() else " " for letter in text)

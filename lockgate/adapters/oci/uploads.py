@@ -33,19 +33,18 @@ class Uploads:
 
     def location(self, answer: httpx.Response) -> str:
         """Where the upload goes on, as an answer says."""
-        try:
-            return str(answer.request.url.join(answer.headers["Location"]))
-        except KeyError as error:
-            raise RegistryError(
-                f"registry {self._http.host} opened an upload without an address"
-            ) from error
+        location = answer.headers.get("Location")
+        if location is None:
+            raise RegistryError(f"registry {self._http.host} opened an upload without an address")
+        return self._http.following(answer, location)
 
     def send(self, name: str, content: Content, size: int | None, hashed: Hashed) -> str:
         """Send all of the content; gives the address at which it is to be committed.
 
         It goes in one request, which every registry takes. After a break it goes in pieces, so that the next break costs a
         piece where the registry (or a proxy that buffers requests before it) can resume. Docker's registry cannot go on
-        after a piece that broke off in the middle: there the layer begins again.
+        after a piece that broke off in the middle: there the layer begins again. For the same reason no address is kept for
+        the next process: who sends is killed in the middle of a piece.
         """
         again, offset, furthest, failures = rewindable(content), 0, 0, 0
         piece: int | None = None
@@ -76,7 +75,7 @@ class Uploads:
                     problem, gone = self._http.refused(answer), answer.status_code == 404
                     if answer.status_code in (400, 403, 413):
                         raise problem
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 problem = self._http.unreachable("PATCH", location, error)
             except BaseException:
                 self.cancel(name, location)
@@ -100,7 +99,7 @@ class Uploads:
     def _reached(self, name: str, location: str) -> tuple[str, int] | None:
         """How many bytes of a broken upload the registry holds, or None if it has to begin again."""
         answer = self._http.request("GET", location, scope=push_scope(name), accept=(204, 404, 416))
-        match = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
+        match = re.fullmatch(r"(?:bytes=)?0-([0-9]{1,18})", answer.headers.get("Range", ""))
         # "0-0" is written for one byte and, by Docker's registry, for none.
         if answer.status_code != 204 or match is None or match[1] == "0":
             return None
@@ -111,7 +110,7 @@ class Uploads:
         try:
             with self._http.send("DELETE", location, scope=push_scope(name)):
                 return
-        except (httpx.TransportError, RegistryError):
+        except (httpx.RequestError, RegistryError):
             return
 
 

@@ -257,8 +257,8 @@ def _check_text(
 
 def _collect_json(path: str, name: str, value: Any, collected: _Collected) -> None:
     if name not in model_config.VOCABULARIES:
-        for where, template in model_config.templates_in(value).items():
-            collected.templates.setdefault(path, []).append((where, template))
+        found = model_config.templates_in(value)
+        collected.templates.setdefault(path, []).extend(found)
     if name == "config.json" and path == name and isinstance(value, dict):
         stated = licenses.stated_in_card(value)
         if stated:

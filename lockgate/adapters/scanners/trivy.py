@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from lockgate.adapters.scanners.files import said
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.evidence import Finding, ScanEvidence, ScannerRun, ScannerStatus
 from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import ImageScanPolicy
 from lockgate.domain.scanning.trivy_report import SCANNER, parse_report
-from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, parse_json
+from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST
 from lockgate.errors import EnvironmentMissing, ScannerError
 from lockgate.supervision import log_tail, run_program
 
@@ -49,7 +49,7 @@ class TrivyVersion:
     def parse(cls, text: str) -> TrivyVersion:
         """From `trivy version --format json`. Raises `ScannerError`."""
         try:
-            data = json.loads(text[text.find("{") :])
+            data = read_json(text[text.find("{") :])
             database = data.get("VulnerabilityDB") or {}
             return cls(str(data["Version"]), database.get("UpdatedAt") or None)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -317,7 +317,7 @@ def _single_image_layout(layout: Path, digest: Digest, into: Path) -> None:
     if Digest.of_bytes(body) != digest:
         raise ScannerError(f"the blob of manifest {digest} has other bytes")
     try:
-        media_type = parse_json(body).get("mediaType", IMAGE_MANIFEST)
+        media_type = read_json(body).get("mediaType", IMAGE_MANIFEST)
     except (ValueError, AttributeError) as error:
         raise ScannerError(f"{digest} is not a manifest") from error
     descriptor = {"mediaType": media_type, "digest": str(digest), "size": size}

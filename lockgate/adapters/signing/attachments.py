@@ -5,12 +5,13 @@ Sources: cosign v3 (bundles as OCI 1.1 referrers), cosign's SIGNATURE_SPEC (`sha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lockgate.adapters.signing.dsse import BUNDLE_TYPE
-from lockgate.domain.digests import Digest, canonical_json, read_json
+from lockgate.domain.digests import Digest, canonical_json, read_json, shown
 from lockgate.domain.images import ImageRef
 from lockgate.domain.stores import (
     EMPTY_BODY,
@@ -21,7 +22,8 @@ from lockgate.domain.stores import (
     Descriptor,
     ImageStore,
 )
-from lockgate.errors import IntegrityError
+from lockgate.errors import IntegrityError, RegistryError
+from lockgate.streams import at_most
 
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 LEGACY_SIGNATURE = "dev.cosignproject.cosign/signature"
@@ -99,7 +101,7 @@ def digest_in_legacy_payload(payload: bytes) -> Digest:
     try:
         critical = read_json(payload)["critical"]
         if critical["type"] != "cosign container image signature":
-            raise ValueError(f"payload type {critical['type']!r}")
+            raise ValueError(f"payload type {shown(critical['type'])}")
         return Digest(critical["image"]["docker-manifest-digest"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a simple signing payload: {error!r}") from error
@@ -108,12 +110,13 @@ def digest_in_legacy_payload(payload: bytes) -> Digest:
 def attach_legacy(
     store: ImageStore, ref: ImageRef, payload: bytes, annotations: Mapping[str, str]
 ) -> Digest:
-    """Add a legacy signature to those that are there."""
+    """Add a legacy signature to those that are there; what else may lie under their tag gives way."""
     repository, tag = ref.repository, legacy_tag(ref.digest)
     current = store.resolve(repository, tag)
     layers: list[Descriptor] = []
     if current is not None:
-        layers = _layers(store.get_manifest(repository, current)[0], f"{repository}:{tag}")
+        with contextlib.suppress(IntegrityError):
+            layers = _layers(store.get_manifest(repository, current)[0], f"{repository}:{tag}")
     blob = store.put_blob(repository, Digest.of_bytes(payload), [payload], len(payload))
     layers.append(Descriptor(SIMPLE_SIGNING, blob, len(payload), annotations=annotations))
     config = canonical_json(
@@ -136,16 +139,27 @@ def attach_legacy(
     return store.put_manifest(repository, canonical_json(manifest), IMAGE_MANIFEST, tag)
 
 
+def legacy_descriptors(store: ImageStore, ref: ImageRef) -> list[Descriptor]:
+    """The layers that hold the image's legacy signatures. Raises `RegistryError`, and `IntegrityError` if its tag holds
+    something else."""
+    tag = legacy_tag(ref.digest)
+    current = store.resolve(ref.repository, tag)
+    if current is None:
+        return []
+    body, _ = store.get_manifest(ref.repository, current)
+    layers = _layers(body, f"{ref.repository}:{tag}")
+    return [layer for layer in layers if layer.media_type == SIMPLE_SIGNING]
+
+
+def read_legacy(store: ImageStore, ref: ImageRef, layer: Descriptor) -> LegacySignature:
+    """One legacy signature, unverified. Raises `RegistryError`, `IntegrityError`."""
+    return LegacySignature(_small_blob(store, ref.repository, layer), dict(layer.annotations))
+
+
 def legacy_signatures(store: ImageStore, ref: ImageRef) -> Iterator[LegacySignature]:
     """Every legacy signature of the image, unverified. Raises `RegistryError`, `IntegrityError`."""
-    current = store.resolve(ref.repository, legacy_tag(ref.digest))
-    if current is None:
-        return
-    body, _ = store.get_manifest(ref.repository, current)
-    for layer in _layers(body, f"{ref.repository}:{legacy_tag(ref.digest)}"):
-        if layer.media_type == SIMPLE_SIGNING:
-            payload = _small_blob(store, ref.repository, layer)
-            yield LegacySignature(payload, dict(layer.annotations))
+    for layer in legacy_descriptors(store, ref):
+        yield read_legacy(store, ref, layer)
 
 
 def blobs_of(manifest: bytes) -> list[Descriptor]:
@@ -170,9 +184,11 @@ def _layers(body: bytes, what: str) -> list[Descriptor]:
 def _small_blob(store: ImageStore, repository: str, layer: Descriptor) -> bytes:
     if layer.size > _LARGEST:
         raise IntegrityError(f"a signature of {layer.size} bytes: {layer.digest}")
-    body = bytearray()
-    for chunk in store.read_blob(repository, layer.digest):
-        body += chunk
-        if len(body) > layer.size:
-            raise IntegrityError(f"{layer.digest} is larger than the {layer.size} bytes it claims")
-    return bytes(body)
+    try:
+        chunks = store.read_blob(repository, layer.digest)
+        return b"".join(at_most(chunks, layer.size, f"blob {layer.digest}"))
+    except RegistryError as error:
+        # A manifest can name what was never there: that is nobody's signature, and no failure of the store.
+        if store.blob_size(repository, layer.digest) is None:
+            raise IntegrityError(f"{layer.digest} is not there") from error
+        raise

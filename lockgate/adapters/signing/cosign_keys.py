@@ -9,7 +9,6 @@ and "Cryptography in NaCl".
 from __future__ import annotations
 
 import base64
-import json
 import re
 import struct
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.poly1305 import Poly1305
+
+from lockgate.domain.digests import read_json
 
 _PEM = re.compile(
     rb"-----BEGIN ENCRYPTED (SIGSTORE|COSIGN) PRIVATE KEY-----(.+?)-----END ENCRYPTED \1 PRIVATE KEY-----",
@@ -47,7 +48,7 @@ def decrypt_cosign_key(pem: bytes, password: bytes) -> bytes:
     if found is None:
         raise ValueError("not a private key of cosign's format")
     try:
-        data: Any = json.loads(base64.b64decode(b"".join(found[2].split()), validate=True))
+        data: Any = read_json(base64.b64decode(b"".join(found[2].split()), validate=True))
         kdf, cipher = data["kdf"], data["cipher"]
         names = (kdf["name"], cipher["name"])
         cost, block, lanes = (int(kdf["params"][name]) for name in ("N", "r", "p"))
@@ -55,7 +56,7 @@ def decrypt_cosign_key(pem: bytes, password: bytes) -> bytes:
             base64.b64decode(text, validate=True)
             for text in (kdf["salt"], cipher["nonce"], data["ciphertext"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("not a private key of cosign's format") from error
     if names != ("scrypt", "nacl/secretbox"):
         raise ValueError(f"a key encrypted by {names[0]} and {names[1]} is not known")

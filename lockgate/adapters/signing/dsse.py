@@ -11,7 +11,7 @@ import binascii
 from dataclasses import dataclass
 from typing import Any
 
-from lockgate.domain.digests import canonical_json, read_json
+from lockgate.domain.digests import canonical_json, read_json, shown
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -64,7 +64,7 @@ def parse_bundle(body: bytes) -> Any:
     bundle = read_json(body)
     kind = bundle.get("mediaType") if isinstance(bundle, dict) else None
     if not isinstance(kind, str) or not kind.startswith("application/vnd.dev.sigstore.bundle"):
-        raise ValueError(f"not a Sigstore bundle: {kind!r}")
+        raise ValueError(f"not a Sigstore bundle: {shown(kind)}")
     return bundle
 
 
@@ -73,7 +73,7 @@ def envelope_of(bundle: Any) -> Envelope:
     try:
         envelope = bundle["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
-            raise ValueError(f"payload type {envelope['payloadType']!r}")
+            raise ValueError(f"payload type {shown(envelope['payloadType'])}")
         (signature,) = envelope["signatures"]
         return Envelope(
             base64.b64decode(envelope["payload"], validate=True),

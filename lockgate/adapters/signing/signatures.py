@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.stores import ImageStore
-from lockgate.errors import VerificationError
+from lockgate.errors import IntegrityError, VerificationError
 
 
 def _now() -> datetime:
@@ -80,12 +81,11 @@ def _said_before(
 def _has_legacy(store: ImageStore, ref: ImageRef, signer: Signer) -> bool:
     policy = signer.own_policy
     keys = [PublicKey(pem) for pem in policy.public_keys]
-    for legacy in attachments.legacy_signatures(store, ref):
-        try:
-            legacy_signer(legacy, ref.digest, policy, keys)
-        except VerificationError:
-            continue
-        return True
+    with contextlib.suppress(IntegrityError):
+        for layer in attachments.legacy_descriptors(store, ref):
+            with contextlib.suppress(IntegrityError, VerificationError):
+                legacy_signer(attachments.read_legacy(store, ref, layer), ref.digest, policy, keys)
+                return True
     return False
 
 

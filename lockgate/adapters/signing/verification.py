@@ -289,14 +289,22 @@ class _Check:
         for signed in statements:
             if signed.statement.predicate_type == SIGNATURE_TYPE:
                 return signed.signer
-        for legacy in attachments.legacy_signatures(self._store, self._ref):
+        for layer in self._legacy():
             try:
+                legacy = attachments.read_legacy(self._store, self._ref, layer)
                 return legacy_signer(legacy, self._ref.digest, self._policy, self._keys)
-            except VerificationError as error:
+            except (IntegrityError, VerificationError) as error:
                 self._ignored.append(f"legacy signature: {error.message}")
         reasons = "; ".join(self._ignored[:3])
         self._fail("signature", f"no signature by the policy's signer ({reasons or 'none at all'})")
         return None
+
+    def _legacy(self) -> list[Descriptor]:
+        try:
+            return attachments.legacy_descriptors(self._store, self._ref)
+        except IntegrityError as error:
+            self._ignored.append(f"legacy signatures: {error.message}")
+            return []
 
     def _gate(
         self,

@@ -8,39 +8,24 @@ id that the Hub lists, and continued by the next process where one was killed.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, tqdm
 from pydantic import ValidationError
 
 from lockgate.adapters.sources.directory import MAX_SMALL_BYTES, snapshot_file
+from lockgate.adapters.sources.hub_api import endpoint_of, model_info, translated
 from lockgate.adapters.sources.transfer import (
     CHUNK,
     INCOMPLETE,
-    Interrupted,
     Meter,
     Progress,
     in_parallel,
@@ -72,10 +57,8 @@ def resolve(
     source: Source, endpoint: str | None, token: str | None, timeout: float
 ) -> ModelRevision:
     """The commit that the source's revision (default branch where none is given) points to now."""
-    with _translated(source):
-        info = _api(endpoint, token).model_info(
-            source.location, revision=source.revision, timeout=timeout
-        )
+    with translated(source):
+        info = model_info(source, source.location, source.revision, endpoint, token, timeout)
         try:
             return ModelRevision(repo=source.location, commit=info.sha or "")
         except ValidationError as error:
@@ -95,7 +78,7 @@ def download(
     progress: Progress | None,
 ) -> Snapshot:
     """Download into `staging` (made here, or left there by a transfer that broke off) and hash each file once."""
-    with _translated(source):
+    with translated(source):
         listed = _list_files(source, revision, endpoint, token, timeout)
         wanted = select(listed, source, ignore)
         staging.mkdir(exist_ok=True)
@@ -106,7 +89,7 @@ def download(
 
         def one(file: _Listed) -> SnapshotFile:
             url = hf_hub_url(
-                revision.repo, file.path, revision=revision.commit, endpoint=_endpoint(endpoint)
+                revision.repo, file.path, revision=revision.commit, endpoint=endpoint_of(endpoint)
             )
             return _bring(source, staging, file, url, headers, meter)
 
@@ -127,7 +110,7 @@ def peek(
     timeout: float,
 ) -> tuple[dict[str, int], dict[str, bytes]]:
     """Names and sizes of all files that a download would bring, and the content of those of `names`, compared with what the Hub lists."""
-    with _translated(source), tempfile.TemporaryDirectory() as place:
+    with translated(source), tempfile.TemporaryDirectory() as place:
         listed = _list_files(source, revision, endpoint, token, timeout)
         wanted = select(listed, source, ignore)
         headers = build_hf_headers(token=token, library_name="lockgate")
@@ -140,7 +123,7 @@ def peek(
                     f"{source}: {file.path} has {file.size} bytes, too many for a config file"
                 )
             url = hf_hub_url(
-                revision.repo, file.path, revision=revision.commit, endpoint=_endpoint(endpoint)
+                revision.repo, file.path, revision=revision.commit, endpoint=endpoint_of(endpoint)
             )
             _bring(source, Path(place), file, url, headers, Meter(file.size, "peek", None))
             found[file.path] = (Path(place) / file.path).read_bytes()
@@ -162,9 +145,9 @@ def security_status(
     source: Source, revision: ModelRevision, endpoint: str | None, token: str | None, timeout: float
 ) -> Any:
     """What the Hub's scanners say of this revision, as the Hub words it; None where it says nothing."""
-    with _translated(source):
-        info = _api(endpoint, token).model_info(
-            revision.repo, revision=revision.commit, timeout=timeout, securityStatus=True
+    with translated(source):
+        info = model_info(
+            source, revision.repo, revision.commit, endpoint, token, timeout, securityStatus=True
         )
         if info.sha != revision.commit:
             raise SourceError(f"{source}: the Hub answered with commit {info.sha} for {revision}")
@@ -174,8 +157,8 @@ def security_status(
 def _list_files(
     source: Source, revision: ModelRevision, endpoint: str | None, token: str | None, timeout: float
 ) -> list[_Listed]:
-    info = _api(endpoint, token).model_info(
-        revision.repo, revision=revision.commit, timeout=timeout, files_metadata=True
+    info = model_info(
+        source, revision.repo, revision.commit, endpoint, token, timeout, files_metadata=True
     )
     if info.sha != revision.commit:
         raise SourceError(f"{source}: the Hub answered with commit {info.sha} for {revision}")
@@ -183,6 +166,8 @@ def _list_files(
     for sibling in info.siblings or []:
         lfs = sibling.lfs
         size = lfs.size if lfs else sibling.size
+        if not isinstance(sibling.rfilename, str):
+            raise SourceError(f"{source}: the Hub lists a file without a name")
         if not isinstance(size, int) or size < 0:
             raise SourceError(f"{source}: the Hub gave no size for {sibling.rfilename!r}")
         if PurePosixPath(sibling.rfilename).parts[:1] == (INCOMPLETE,):
@@ -317,15 +302,6 @@ def _remove_leftovers(staging: Path, snapshot: Snapshot) -> None:
             path.unlink()
 
 
-def _endpoint(endpoint: str | None) -> str:
-    # Read now, not when huggingface_hub was imported.
-    return (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-
-
-def _api(endpoint: str | None, token: str | None) -> HfApi:
-    return HfApi(endpoint=_endpoint(endpoint), token=token, library_name="lockgate")
-
-
 def _silent_tqdm(count: Callable[[float], None]) -> Any:
     class Counting(tqdm):
         """Counts for our own progress and prints nothing."""
@@ -339,54 +315,3 @@ def _silent_tqdm(count: Callable[[float], None]) -> Any:
             return None
 
     return Counting
-
-
-@contextmanager
-def _translated(source: Source) -> Iterator[None]:
-    where = f"{source} at {_endpoint(None)}"
-    try:
-        yield
-    except GatedRepoError as error:
-        raise SourceError(
-            f"{where}: the model is gated and this account has no access",
-            hint="ask for access on the model's page, then set HF_TOKEN to a token of that account",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise SourceError(
-            f"{where}: no such model, or it is private",
-            hint="check the name; for a private model set HF_TOKEN",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise SourceError(
-            f"{where}: the model has no revision {source.revision!r}",
-            hint="give a branch, a tag or a 40-hex commit",
-        ) from error
-    except DisabledRepoError as error:
-        raise SourceError(f"{where}: the Hub has disabled this model") from error
-    except (RemoteEntryNotFoundError, FileMetadataError) as error:
-        raise SourceError(
-            f"{where}: the Hub lists a file that it does not serve: {error}"
-        ) from error
-    except HFValidationError as error:
-        raise SourceError(f"{where}: not a name that the Hub takes: {error}") from error
-    except OfflineModeIsEnabled as error:
-        raise SourceError(f"{where}: HF_HUB_OFFLINE is set", hint="unset it") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        kind = (
-            Interrupted if status is None or status >= 500 or status in (408, 429) else SourceError
-        )
-        raise kind(f"{where}: the Hub answered {status}", hint="try again later") from error
-    # The base of the HTTP client that huggingface_hub was built on, whichever that is.
-    except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise Interrupted(
-            f"{where}: the connection failed: {error}",
-            hint="run again: what has arrived is kept and continued",
-        ) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        # huggingface_hub's own consistency check raises a bare OSError.
-        raise Interrupted(
-            f"{where}: the transfer was incomplete: {error}", hint="run again"
-        ) from error

@@ -21,10 +21,10 @@ from typing import IO, Any
 
 from lockgate.adapters.sources.directory import MAX_FILES, read_snapshot, snapshot_file
 from lockgate.adapters.sources.transfer import CHUNK, require_space
-from lockgate.domain.digests import Digest
+from lockgate.domain.digests import Digest, read_json
 from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import Snapshot, SnapshotFile
-from lockgate.domain.stores import Descriptor, ImageStore, parse_json
+from lockgate.domain.stores import Descriptor, ImageStore
 from lockgate.errors import IntegrityError, SourceError
 from lockgate.staging import Staging, staged
 from lockgate.streams import ChunkFile, at_most
@@ -177,7 +177,8 @@ def _layers(store: ImageStore, ref: ImageRef) -> list[_Layer]:
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{ref} is not an image's manifest") from error
     config = manifest.get("config")
-    kind = str(manifest.get("artifactType") or (config or {}).get("mediaType") or "")
+    described = config.get("mediaType") if isinstance(config, dict) else None
+    kind = str(manifest.get("artifactType") or described or "")
     artifact = kind.startswith(_ARTIFACTS)
     return [_layer(blob, artifact, ref) for blob in blobs]
 
@@ -187,7 +188,7 @@ def _manifest(store: ImageStore, ref: ImageRef, digest: Digest) -> dict[str, Any
     if Digest.of_bytes(body) != digest:
         raise IntegrityError(f"{ref.repository} answered with another manifest than {digest}")
     try:
-        manifest = parse_json(body)
+        manifest = read_json(body)
     except ValueError as error:
         raise SourceError(f"{ref} is not an image's manifest") from error
     if not isinstance(manifest, dict):

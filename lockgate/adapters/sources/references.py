@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from lockgate.adapters.sources.hub import _endpoint, _translated
+from lockgate.adapters.sources.hub_api import endpoint_of, translated
+from lockgate.domain.digests import read_json
 from lockgate.domain.sources import Source
 from lockgate.errors import SourceError
 
@@ -25,15 +26,15 @@ def hub_references(
 
     Asked as `HfApi.list_repo_refs` asks, which takes no timeout.
     """
-    with _translated(source):
+    with translated(source):
         answer = get_session().get(
-            f"{_endpoint(endpoint)}/api/models/{source.location}/refs",
+            f"{endpoint_of(endpoint)}/api/models/{source.location}/refs",
             headers=build_hf_headers(token=token, library_name="lockgate"),
             timeout=timeout,
         )
         hf_raise_for_status(answer)
         try:
-            said = answer.json()
+            said = read_json(answer.content)
             return References(_names(said["branches"]), _names(said["tags"]))
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(f"{source}: the Hub lists no branches and tags") from error

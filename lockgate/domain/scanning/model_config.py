@@ -24,6 +24,8 @@ _ESCAPED = re.compile(r"\\[pP]\{[^}]{0,40}\}|\\.", re.DOTALL)
 _CLASS = re.compile(r"\[\^?\]?[^\]]*+(?:\]|\Z)")
 _REGEX_PART = re.compile(r"[()*+]|\{\d*,\}")
 MAX_TOKENS = 1 << 24
+LONGEST_PATH = 300
+"""Characters of a path of keys that are kept, for messages."""
 
 # Key -> (smallest, largest). A model outside of these would be a trap for whoever sizes a server by its config.
 _SIZES = {
@@ -55,17 +57,21 @@ def check_json(path: str, value: Any, files: Collection[str]) -> list[Problem]:
     return problems
 
 
-def templates_in(value: Any) -> dict[str, str]:
-    """All chat templates in a parsed configuration, by the path of keys to them."""
-    found: dict[str, str] = {}
+def templates_in(value: Any) -> list[tuple[str, str]]:
+    """All chat templates in a parsed configuration, each with the path of keys to it.
+
+    Different keys can spell the same path: none of their templates hides another's.
+    """
+    found: dict[tuple[str, str], None] = {}
     for where, key, item in _walk(value):
         if "chat_template" not in key and key != "template":
             continue
         if isinstance(item, str) and item.strip():
-            found[where] = item
+            found[where, item] = None
         elif isinstance(item, dict):
-            found.update({f"{where}.{k}": v for k, v in item.items() if isinstance(v, str)})
-    return found
+            named = [(_below(where, f".{k}"), v) for k, v in item.items() if isinstance(v, str)]
+            found.update(dict.fromkeys(named))
+    return list(found)
 
 
 def check_yaml(data: bytes) -> list[Problem]:
@@ -78,18 +84,28 @@ def check_yaml(data: bytes) -> list[Problem]:
 
 
 def _walk(value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Every key, with the path to it and its value. What is walked was bounded when it was parsed."""
+    """Every key, with the path to it (its beginning, where it is long) and its value. What is walked was bounded when it
+    was parsed."""
     pending: list[tuple[str, Any]] = [("", value)]
     while pending:
         where, item = pending.pop()
-        children: list[tuple[str, Any]] = []
         if isinstance(item, dict):
-            children = [(f"{where}.{key}".lstrip("."), child) for key, child in item.items()]
-            for (inner, child), key in zip(children, item, strict=True):
+            for key, child in item.items():
+                inner = _below(where, f".{key[:LONGEST_PATH]}").lstrip(".")
                 yield inner, key, child
+                if isinstance(child, (dict, list)):
+                    pending.append((inner, child))
         elif isinstance(item, list):
-            children = [(f"{where}[{n}]", child) for n, child in enumerate(item)]
-        pending.extend(pair for pair in children if isinstance(pair[1], (dict, list)))
+            pending += [
+                (_below(where, f"[{n}]"), child)
+                for n, child in enumerate(item)
+                if isinstance(child, (dict, list))
+            ]
+
+
+def _below(where: str, part: str) -> str:
+    """Bounded: a key of megabytes stands above as many others as fit into the file."""
+    return f"{where}{part}"[:LONGEST_PATH]
 
 
 def _remote_code(name: str, value: Any) -> Iterator[Problem]:

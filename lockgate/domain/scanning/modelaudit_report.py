@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from lockgate.domain.digests import read_json
 from lockgate.domain.evidence import Finding, Severity
 from lockgate.domain.scanning.problems import quoted
 
@@ -56,8 +56,8 @@ def parse_report(data: bytes, root: str, covered: Collection[str] = ()) -> Model
     anything that is not such a report.
     """
     try:
-        report = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        report = read_json(data)
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(report, dict) or not isinstance(report.get("has_errors"), bool):
         raise ValueError("not a report of modelaudit's")

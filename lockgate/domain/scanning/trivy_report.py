@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from lockgate.domain.digests import read_json
 from lockgate.domain.evidence import Finding, Severity
 from lockgate.domain.scanning.problems import quoted
 
@@ -33,8 +33,8 @@ class TrivyReport:
 def parse_report(data: bytes) -> TrivyReport:
     """Raises `ValueError` on anything that is not a report of schema version 2, or has a finding of unknown form."""
     try:
-        report = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        report = read_json(data)
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(report, dict) or report.get("SchemaVersion") != 2:
         raise ValueError("not a report of schema version 2")

@@ -23,6 +23,8 @@ class Repository:
     revisions: tuple[str, ...] = ("main", COMMIT)
     status: int | None = None
     """Answer everything with this status and `error_code`."""
+    page: bytes | None = None
+    """Answer everything with this, as a proxy's page or a mirror of something else does."""
     error_code: str | None = None
     cut_after: int | None = None
     """Break the connection after so many bytes of the body of an LFS file, once."""
@@ -73,7 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
         repository.requests.append((self.command, path, self.headers.get("Range")))
         sent = self.headers.get("Authorization")
         repository.seen_tokens.append(sent)
-        if repository.status is not None:
+        if repository.page is not None:
+            self._send(200, repository.page, body=body)
+        elif repository.status is not None:
             self._error(repository.status, repository.error_code)
         elif repository.token is not None and sent != f"Bearer {repository.token}":
             self._error(401 if sent is None else 403, "GatedRepo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -201,6 +202,37 @@ def test_a_listing_with_a_name_that_leaves_the_directory_is_refused(
         sources.fetch(SOURCE, REVISION, tmp_path / "in" / "s")
     assert _left_behind(tmp_path / "in") == []
     assert not (tmp_path / "escape.json").exists()
+
+
+def _listing(**changes: object) -> bytes:
+    file = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40}
+    known = {"id": "org/name", "sha": COMMIT, "siblings": [file]}
+    return json.dumps({**known, **changes}).encode()
+
+
+@pytest.mark.usefixtures("endpoint")
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>Log in to the network</html>", b"[]", b"764", b"null", b"{}", b"[" * 100_000,
+        _listing(siblings=5), _listing(siblings=[5]), _listing(lastModified=5),
+        _listing(siblings=[{"rfilename": 5, "size": 1}]), _listing(siblings=[{"rfilename": "a"}]),
+        _listing(siblings=[{"rfilename": "a", "size": 1, "lfs": {"size": 1}}]), _listing(sha=5),
+    ],
+)  # fmt: skip
+def test_what_does_not_speak_as_the_hub_does_is_told_so_and_leaves_nothing(
+    page: bytes, repository: Repository, tmp_path: Path
+) -> None:
+    repository.page = page
+    for ask in (
+        lambda: sources.peek(SOURCE, REVISION, {"config.json"}),
+        lambda: sources.fetch(SOURCE, REVISION, tmp_path / "in" / "s"),
+    ):
+        with pytest.raises(SourceError, match="Hub"):
+            ask()
+    assert _left_behind(tmp_path / "in") == []
+    with pytest.raises(SourceError, match="branches"):
+        sources.references(SOURCE)
 
 
 def test_a_hub_that_nobody_answers_for_is_told_so(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lockgate.adapters.oci import open_store
@@ -88,6 +91,34 @@ def test_an_upload_that_breaks_off_is_done_in_the_end_and_a_download_goes_on_whe
     assert pull_model(open_store(proxy.host), ref, tmp_path / "pulled") == model[1]
     assert proxy.cuts_left == 0
     assert proxy.forwarded < 1.5 * LARGE
+
+
+def test_dockers_registry_lets_nobody_go_on_after_a_request_that_broke_off(
+    registry: Registry,
+) -> None:
+    """Why an upload is not continued by the next process: its address works between two requests, and no more after half of
+    one."""
+    piece = bytes(1 << 20)
+    octets = {"Content-Type": "application/octet-stream"}
+
+    def asked(client: httpx.Client, method: str, address: str, **said: Any) -> httpx.Response:
+        return client.request(method, address, timeout=30, **said)
+
+    with httpx.Client(trust_env=False) as first, httpx.Client(trust_env=False) as second:
+        opened = asked(first, "POST", f"http://{registry.host}/v2/models/demo/blobs/uploads/")
+        begun = asked(first, "PATCH", opened.headers["Location"], content=piece, headers=octets)
+        there = asked(second, "GET", begun.headers["Location"])
+        assert (there.status_code, there.headers["Range"]) == (204, f"0-{len(piece) - 1}")
+        address = httpx.URL(there.headers["Location"])
+        with socket.create_connection((address.host, address.port)) as half:
+            head = f"PATCH {address.raw_path.decode()} HTTP/1.1\r\nHost: {registry.host}\r\n"
+            half.sendall(f"{head}Content-Length: {2 * len(piece)}\r\n\r\n".encode() + piece)
+        for _ in range(200):
+            there = asked(second, "GET", str(address))
+            if there.status_code != 204:
+                break
+            time.sleep(0.05)
+        assert (there.status_code, "BLOB_UPLOAD_INVALID" in there.text) == (404, True)
 
 
 def test_signatures_are_found_without_a_referrers_api_and_travel_with_the_image(

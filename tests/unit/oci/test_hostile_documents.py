@@ -110,5 +110,5 @@ def test_a_document_nested_without_end_is_refused(opening: bytes, tmp_path: Path
     for read in _readers(body, tmp_path):
         with pytest.raises(LockgateError):
             read()
-    with pytest.raises(ValueError, match="nested"):
+    with pytest.raises(ValueError, match="nests"):
         parse_snapshot_document(body)

@@ -109,6 +109,21 @@ def test_credentials_are_not_sent_without_encryption_because_a_registry_says_so(
     assert {r.url.host for r in registry.requests} == {HOST}
 
 
+def test_nothing_is_sent_or_read_without_encryption_because_a_registry_leads_there() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.scheme == "https"
+        if request.method == "HEAD":
+            return httpx.Response(404)
+        led = {"Location": "http://storage.example/x"}
+        return httpx.Response(202 if request.method == "POST" else 307, headers=led)
+
+    registry = Registry(handler)
+    with pytest.raises(RegistryError, match=r"leads to storage\.example, without TLS"):
+        registry.store.put_blob(REPOSITORY, DIGEST, [BODY], len(BODY))
+    with pytest.raises(RegistryError, match=r"leads to storage\.example, without TLS"):
+        list(registry.store.read_blob(REPOSITORY, DIGEST))
+
+
 def test_a_registry_that_refuses_us_is_named_with_the_way_to_log_in() -> None:
     registry = Registry(lambda _: httpx.Response(403, json={"errors": [{"code": "DENIED"}]}))
     with pytest.raises(RegistryError, match="403") as caught:

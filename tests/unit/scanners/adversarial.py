@@ -33,6 +33,18 @@ def _template(text: str) -> Any:
     return templates.check_template(text)
 
 
+def _walked(value: Any) -> Any:
+    list(model_config.check_json("a.json", value, ()))
+    return model_config.templates_in(value)
+
+
+def _ladder(depth: int, key: str) -> Any:
+    value: Any = [{}] * 1000
+    for _ in range(depth):
+        value = {key: value}
+    return value
+
+
 def _count(number: int) -> bytes:
     return number.to_bytes(8, "little")
 
@@ -74,6 +86,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "secrets: a key of capitals": lambda: secrets.check_secrets(b"-----BEGIN " + b"A " * (2 * M)),
     "secrets: tokens": lambda: secrets.check_secrets(b"sk-" * M + b"-" * 100),
     "secrets: dashes": lambda: secrets.check_secrets(b"sk-" + b"-" * (4 * M)),
+    "configuration: a long key above many": lambda: _walked({"k" * (8 * M): [{}] * 1_000_000}),
+    "configuration: a long key above many templates": lambda: _walked(
+        {"k" * (4 * M): [{"chat_template": str(n)} for n in range(200_000)]}
+    ),
+    "configuration: long keys below each other": lambda: _walked(_ladder(60, "k" * (M // 4))),
     "pattern: groups": lambda: model_config.endless("(" * M + "a+" + ")" * M),
     "pattern: open classes": lambda: model_config.endless("[" * (M // 4)),
     "safetensors: braces": lambda: safetensors.check_header(b"{" * (32 * M), 64 * M),

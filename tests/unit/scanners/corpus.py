@@ -464,6 +464,14 @@ TEMPLATES = {
         "chat template", "template-internals",
         _file("tokenizer_config.json", {"chat_template": [{"name": "tool", "template": "{{ x.__init__ }}"}]}),
     ),
+    "template behind another key that spells its path": Case(
+        "chat template", "template-internals",
+        _file("tokenizer_config.json", {"chat_template": "{{ x.__init__ }}", ".chat_template": "{{ x }}"}),
+    ),
+    "template below keys that spell its path together": Case(
+        "chat template", "template-internals",
+        _file("processor_config.json", {"a": {"chat_template": "{{ x.__init__ }}"}, "a.chat_template": "{{ x }}"}),
+    ),
     "template file beside a clean one": Case(
         "chat template", "template-internals",
         _file("additional_chat_templates/rag.jinja", "{{ ''.__class__ }}"),

@@ -141,7 +141,7 @@ def test_text_that_only_looks_like_opcodes_is_no_pickle() -> None:
 
 
 _KEYS = st.sampled_from(
-    ["auto_map", "chat_template", "architectures", "model_type", "hidden_size", "weight_map", "type",
+    ["auto_map", "chat_template", ".chat_template", "", "a", "a.chat_template", "architectures", "model_type", "hidden_size", "weight_map", "type",
      "model", "vocab", "added_tokens", "id", "Regex", "license", "_target_"]
 )  # fmt: skip
 _CONFIGURATION = st.recursive(
@@ -166,6 +166,19 @@ _NAMES = st.sampled_from(
 def test_a_configuration_of_any_form_is_answered(name: str, value: Any) -> None:
     model_config.check_json(name, value, {name})
     model_config.templates_in(value)
+
+
+def _templates(value: Any) -> set[str]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = value.get("chat_template") if isinstance(value, dict) else None
+    named = {own} if isinstance(own, str) and own.strip() else set()
+    return named.union(*map(_templates, parts))
+
+
+@settings(max_examples=200)
+@given(_CONFIGURATION)
+def test_no_template_is_hidden_by_another_whatever_the_keys_above_it(value: Any) -> None:
+    assert _templates(value) <= {text for _, text in model_config.templates_in(value)}
 
 
 def _holds_remote_code(value: Any) -> bool:

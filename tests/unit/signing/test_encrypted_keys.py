@@ -133,13 +133,14 @@ def _with(**changes: Any) -> str:
         (_with(cipher={"name": "rot13"}), "rot13"),
         (_with(kdf={"params": {"N": 1 << 40, "r": 8, "p": 1}}), "is not run"),
         (_with(kdf={"params": {"N": 12345, "r": 8, "p": 1}}), "not a private key"),
+        (_with(kdf={"params": {"N": float("inf"), "r": 8, "p": 1}}), "cosign's format"),
         (_with(cipher={"nonce": "AAAA"}), "not a secretbox"),
         (_with(ciphertext="!"), "cosign's format"),
         (_with(ciphertext=3), "cosign's format"),
         (_with().replace("\n", "\n*", 1), "cosign's format"),
         (cosign_key(ec.generate_private_key(ec.SECP384R1()), ""), "not an ECDSA P-256 key"),
     ],
-    ids=["kdf", "cipher", "memory", "cost", "nonce", "base64", "type", "pem", "curve"],
+    ids=["kdf", "cipher", "memory", "cost", "infinity", "nonce", "base64", "type", "pem", "curve"],
 )
 def test_a_key_file_that_cannot_be_used_says_why(pem: str, said: str) -> None:
     with pytest.raises(SigningError, match=said):

@@ -20,6 +20,7 @@ from lockgate.domain.attestation import GATE_TYPE, SBOM_TYPE, SIGNATURE_TYPE, st
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates.base import Decision
 from lockgate.domain.images import ImageRef
+from lockgate.domain.stores import IMAGE_MANIFEST
 from lockgate.errors import Refused, RegistryError, SigningError
 
 World = Any
@@ -70,6 +71,16 @@ def test_a_second_signer_adds_to_the_first(world: World) -> None:
         attest(world.store, world.image, signer, SBOM_TYPE, {"bomFormat": "CycloneDX"})
     assert len(attachments.bundle_descriptors(world.store, world.image)) == 4
     assert len(list(attachments.legacy_signatures(world.store, world.image))) == 2
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"layers": [{"digest": 5}]}', b'{"layers": "x"}'])
+def test_what_somebody_left_under_the_tag_of_signatures_keeps_nobody_from_signing(
+    world: World, body: bytes
+) -> None:
+    tag = attachments.legacy_tag(world.image.digest)
+    world.store.put_manifest(world.image.repository, body, IMAGE_MANIFEST, tag)
+    sign_image(world.store, world.image, world.signer)
+    assert len(list(attachments.legacy_signatures(world.store, world.image))) == 1
 
 
 def test_an_image_that_is_not_there_is_not_signed(world: World) -> None:
