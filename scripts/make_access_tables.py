@@ -60,6 +60,11 @@ PODS = (
     _step("prepare"),
     _step("measure"),
     _step("sign", "lockgate-sign"),
+    Pod(
+        "state metrics",
+        "lockgate",
+        {"lockgate.dev/step": "metrics", "app.kubernetes.io/name": "lockgate-metrics"},
+    ),
     Pod("unlabelled pod of the pipeline", "lockgate", {}),
 )
 DESTINATIONS = (
@@ -70,7 +75,7 @@ DESTINATIONS = (
     Pod("node's metadata service", address="169.254.169.254"),
 )
 PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
-         ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
+         ("TCP", 9101), ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
 
 
 def rendered(layout: Layout, kubectl: Path, *, mtls: bool = False) -> Objects:
@@ -262,15 +267,16 @@ def page(kubectl: Path) -> str:
     argocd = rendered(Layout(("production",), "argocd", "eks"), kubectl)
     flux = rendered(Layout(("production",), "flux", "eks"), kubectl)
     mesh = rendered(Layout(("production",), "argocd", "eks"), kubectl, mtls=True)
+    plain = reach(argocd)
     own = rights(argocd)
     more = {key: verbs for key, verbs in rights(flux).items() if key not in own}
     sections = [
         HEAD,
         "## Connections\n\nNot in the table: not allowed. UDP is open to DNS alone, wherever TCP 53 is. Two ends of which neither "
         "is in one of these namespaces are left out.\n",
-        "\n".join(reach_table(reach(argocd))),
-        "\nWith the component `mtls`, what reaches a slot:\n",
-        "\n".join(reach_table({k: v for k, v in reach(mesh).items() if k[1] == "slot"})),
+        "\n".join(reach_table(plain)),
+        "\nWith the component `mtls`, what changes (15008 is the mesh's tunnel, whatever port is meant):\n",
+        "\n".join(reach_table({k: v for k, v in reach(mesh).items() if plain.get(k) != v})),
         "\n## Rights in the cluster\n\nAccounts with nothing are in the table: a pod's identity in the cloud, or none at all.\n",
         "\n".join(rights_table(own)),
         "\nWith Flux in place of Argo CD:\n",
