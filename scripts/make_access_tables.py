@@ -78,36 +78,40 @@ PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 6443), ("TCP", 8000), (
          ("TCP", 9101), ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
 
 
-def rendered(layout: Layout, kubectl: Path, *, mtls: bool = False) -> Objects:
-    """Everything of the first environment and its cluster, and what the agent's bootstrap holds."""
+def rendered(
+    layout: Layout, kubectl: Path, *, mtls: bool = False, components: Iterable[str] = ()
+) -> Objects:
+    """Everything of the first environment and its cluster, and what the agent's bootstrap holds. `components`: further ones
+    of platform/components."""
     with tempfile.TemporaryDirectory(prefix="access-") as scratch:
         root = Path(scratch) / "repository"
         shutil.copytree(template_directory(), root)
         arrange(root, layout, "key")
         environment = layout.environments[0]
+        cluster = root / "clouds" / str(layout.cloud) / "cluster"
+        own = root / "platform/environments" / environment
+        if mtls:
+            _take_up(cluster, ["../../../platform/cluster/mtls"])
+        chosen = [*(["mtls"] if mtls else []), *components]
+        _take_up(own, [f"../../components/{name}" for name in chosen])
         found: Objects = []
-        work = root / "access"
-        work.mkdir()
-        overlays: tuple[dict[str, Any], ...] = (
-            {
-                "resources": [f"../clouds/{layout.cloud}/cluster"],
-                "components": ["../platform/cluster/mtls"] if mtls else [],
-            },
-            {
-                "resources": [f"../platform/environments/{environment}"],
-                "components": ["../platform/components/mtls"] if mtls else [],
-            },
-        )
-        for overlay in overlays:
-            (work / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        for overlay in (cluster, own):
             done = subprocess.run(
-                [str(kubectl), "kustomize", str(work)],
+                [str(kubectl), "kustomize", str(overlay)],
                 capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             found += list(yaml.safe_load_all(done.stdout))
         for path in sorted((root / "clusters" / environment).rglob("*.yaml")):
             found += list(yaml.safe_load_all(path.read_text()))
     return found
+
+
+def _take_up(overlay: Path, components: list[str]) -> None:
+    """As a person would: one more entry of its `components`."""
+    path = overlay / "kustomization.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["components"] = [*data.get("components", []), *components]
+    path.write_text(yaml.safe_dump(data))
 
 
 def reach(objects: Objects) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -15,14 +15,17 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from lockgate.adapters.git import Admission, Agent, Cloud, Layout
+from lockgate.adapters.git import Admission, Agent, Cloud, LaidDown, Layout
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.spec import Resources, ServingSpec
 from lockgate.errors import UsageError
+from lockgate.settings import Settings
 from serving.manifests import render
+from tasks import workspace
+from tasks.workspace import initialise
 from tests.integration.git.layouts import PEM, Renderer, lay_files
 
 ENVIRONMENTS = ("staging", "production")
@@ -214,6 +217,28 @@ def test_every_volume_that_may_be_asked_for_is_encrypted_and_models_may_ask_for_
         assert quota["spec"]["hard"]["persistentvolumeclaims"] == "0"
 
 
+@pytest.mark.parametrize("monitoring", [True, False])
+def test_scrapes_and_rules_are_laid_down_once_in_a_cluster_where_the_operator_is_and_init_says_so(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch, monitoring: bool
+) -> None:
+    layout = Layout(ENVIRONMENTS, "argocd", "gke", remote=URL, monitoring=monitoring)
+    root = lay_files(tmp_path / "r", layout)
+    found = renderer.render(root, {"resources": ["../clouds/gke/cluster"]})
+    made = sorted((o["kind"], o["metadata"]["name"]) for o in found if "monitoring" in o["apiVersion"])
+    assert made == monitoring * [
+        ("PodMonitor", "gateway"), ("PodMonitor", "model-servers"), ("PodMonitor", "release-states"),
+        ("PrometheusRule", "lockgate-alerts"), ("PrometheusRule", "lockgate-recording"),
+    ]  # fmt: skip
+    for environment in ENVIRONMENTS:
+        own = renderer.render(root, {"resources": [f"../platform/environments/{environment}"]})
+        assert not [o for o in own if "monitoring" in o["apiVersion"]]
+    monkeypatch.setattr(workspace, "lay_down", lambda *_, **__: LaidDown("c" * 40, created=True))
+    said = initialise(Settings(workspace=tmp_path / "workspace"), layout=layout)
+    (line,) = [text for text in said if "alerts" in text]
+    assert line.startswith("no ") is not monitoring
+    assert "clouds/gke/cluster" in line
+
+
 def agent_objects(root: Path) -> list[dict[str, Any]]:
     return [
         document
@@ -260,6 +285,7 @@ def test_nothing_about_models_waits_for_health_and_nothing_prunes_a_route(
         ({"agent": "embedded", "cloud": "eks"}, "embedded cluster"),
         ({"environments": ("a", "a"), "agent": "embedded"}, "each once"),
         ({"environments": (), "agent": "embedded"}, "each once"),
+        ({"agent": "embedded", "monitoring": True}, "no Prometheus operator"),
         ({"environments": ("../etc",), "agent": "embedded"}, "DNS label"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -484,18 +485,32 @@ def test_a_commit_asks_the_agents_webhook_as_a_git_host_would_and_signs_what_it_
         hook.server.server_close()
 
 
-def test_metrics_are_read_from_every_pod_and_from_the_gateways_cluster_of_the_slot(
-    kubernetes: Kubernetes,
+def test_metrics_are_read_from_every_pod_and_from_every_proxys_cluster_of_the_slot(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kubernetes.sync(manifests(canary(4)))
     kubernetes.settle()
-    gateway = Gateway("https://{model}", "http://gw:15090/stats", "out|{service}.{namespace}")
+    gateway = Gateway("https://{model}", "http://gw.test:19001/stats", "s/{namespace}/{service}")
     observed = KubernetesCluster("prod", gateway=gateway, remote="r", reader=kubernetes.reader())
+    proxies, resolve = ["10.0.0.7"], socket.getaddrinfo
+
+    def resolved(host: str, port: int, *more: Any, **options: Any) -> Any:
+        if host == "gw.test":
+            return [(0, 0, 0, "", (address, port)) for address in proxies]
+        return resolve(host, port, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     targets = {t.instance: t for t in observed.scrape_targets("smol")}
-    assert targets["gateway-b"].cluster == "out|smol-b.lockgate-prod"
-    assert targets["gateway-b"].url == "http://gw:15090/stats"
+    assert targets["gateway-b"].cluster == "s/lockgate-prod/smol-b"
+    assert targets["gateway-b"].url == "http://gw.test:19001/stats"
     (pod,) = [t for name, t in targets.items() if name.startswith("smol-b-")]
     assert pod.url == "http://127.0.0.1:8000/metrics"
+    proxies.append("10.0.0.8")
+    read = {t.instance: t.url for t in observed.scrape_targets("smol") if t.cluster and t.slot == "b"}
+    assert read == {
+        "gateway-b-10.0.0.7": "http://10.0.0.7:19001/stats",
+        "gateway-b-10.0.0.8": "http://10.0.0.8:19001/stats",
+    }
     assert observed.gateway_url("smol") == "https://smol"
     with pytest.raises(ClusterError, match="nothing of other was deployed"):
         observed.gateway_url("other")
