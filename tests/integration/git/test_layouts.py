@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.spec import Resources, ServingSpec
-from lockgate.errors import UsageError
+from lockgate.errors import RenderingError, UsageError
 from lockgate.settings import Settings
 from serving.manifests import render
 from tasks import workspace
@@ -62,23 +63,25 @@ def repositories(
     }
 
 
-def occupant(resources: Resources) -> Occupant:
+def occupant(resources: Resources, **serving: Any) -> Occupant:
     candidate = Candidate(
         model=ImageRef.parse("registry.acme.test/ml/models/smol@" + Digest.of_bytes(b"m")),
         runtime=ImageRef.parse("registry.acme.test/ml/runtimes/vllm@" + Digest.of_bytes(b"r")),
-        serving=ServingSpec(served_model_name="smol", resources=resources),
+        serving=ServingSpec.model_validate(
+            {"served_model_name": "smol", "resources": resources, **serving}
+        ),
     )
     return Occupant(candidate=candidate, release="one", evidence=Digest.of_bytes(b"e"))
 
 
 def slot_objects(
-    root: Path, environment: str, resources: Resources, kubectl: Path
-) -> Iterator[dict[str, Any]]:
+    root: Path, environment: str, resources: Resources, kubectl: Path, **serving: Any
+) -> list[dict[str, Any]]:
     state = ReleaseState(
-        model="smol", environment=environment, phase=Phase.STABLE, a=occupant(resources), stable=Slot.A
+        model="smol", environment=environment, phase=Phase.STABLE, stable=Slot.A,
+        a=occupant(resources, **serving),
     )  # fmt: skip
-    for text in render(state, root, kubectl=kubectl).values():
-        yield yaml.safe_load(text)
+    return [yaml.safe_load(text) for text in render(state, root, kubectl=kubectl).values()]
 
 
 def test_every_overlay_of_every_choice_renders_and_is_valid(
@@ -102,6 +105,9 @@ def test_every_overlay_of_every_choice_renders_and_is_valid(
         for path in renderer.checks.plain_files(root):
             documents = list(yaml.safe_load_all(path.read_text()))
             faults += renderer.checks.check(documents, root / "schemas", seen)
+        for directory in root.rglob("kustomization.yaml"):
+            name = directory.parent.relative_to(root).as_posix()
+            assert name in overlays, "each is rendered, components too"
     assert faults == []
     assert rendered > renderer.distinct > 30
     assert len(seen) > 100
@@ -126,19 +132,69 @@ FETCHER = {
 }
 
 
+SERVED: dict[str, dict[str, Any]] = {
+    "vllm": {},
+    "vllm, scaled by KEDA": {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
+    "vllm, scaled by an HPA": {
+        "replicas": 2, "scaling": {"max": 4, "running_per_replica": 8, "by": "hpa"},
+    },
+    "vllm over two nodes": {"parallel": {"tensor": 1, "pipeline": 2, "nodes": 2}},
+    "kserve": {"engine": "kserve"},
+    "kserve-serverless": {"engine": "kserve-serverless"},
+}
+"""Engines, and what else decides which kinds a slot consists of."""
+
+
+def taken_up(root: Path, component: str) -> Iterator[None]:
+    """With the component in the list of the environment, or of its GPU slots where that is its place."""
+    own = root / "apps/vllm/environments/production/kustomization.yaml"
+    spot = component.startswith("spot-")
+    into, up = (own.parent / "gpu/kustomization.yaml", "../../..") if spot else (own, "../..")
+    text = into.read_text()
+    data = yaml.safe_load(text)
+    data["components"] = [*data["components"], f"{up}/components/{component}"]
+    if component == "init-container":
+        patch = {"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(FETCHER)}
+        data["patches"] = [*data.get("patches", []), patch]
+    into.write_text(yaml.safe_dump(data))
+    yield
+    into.write_text(text)
+
+
+def claimed(found: list[dict[str, Any]]) -> None:
+    """Every volume that a pod claims is there."""
+    names = re.findall(r'"claimName": "([^"]+)"', json.dumps(found))
+    claims = [o["metadata"]["name"] for o in found if o["kind"] == "PersistentVolumeClaim"]
+    assert set(names) == set(claims)
+
+
+def admitted(root: Path) -> set[tuple[str, str]]:
+    """Group and kind of what the models' project may make."""
+    (project,) = (
+        found
+        for found in yaml.safe_load_all((root / "clusters/production/argocd/projects.yaml").read_text())
+        if found["metadata"]["name"] == "lockgate-models-production"
+    )  # fmt: skip
+    return {(e["group"], e["kind"]) for e in project["spec"]["namespaceResourceWhitelist"]}
+
+
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_slot_of_every_cloud_is_valid_with_every_component(
+def test_a_slot_of_every_cloud_is_valid_with_every_engine_and_component_and_its_project_admits_it(
     tmp_path: Path, renderer: Renderer, kubectl: Path, cloud: Cloud
 ) -> None:
-    root = lay_files(tmp_path / "r", Layout(("production",), "flux", cloud, remote=URL))
-    own = root / "apps/vllm/environments/production/kustomization.yaml"
+    root = lay_files(tmp_path / "r", Layout(("production",), "argocd", cloud, remote=URL))
     seen: set[str] = set()
-    plain = list(slot_objects(root, "production", Resources(), kubectl))
-    alone = list(slot_objects(root, "production", GPU, kubectl))
-    assert renderer.checks.check([*plain, *alone], root / "schemas", seen) == []
+    made: set[tuple[str, str]] = set()
+
+    def checked(resources: Resources, **serving: Any) -> list[dict[str, Any]]:
+        found = slot_objects(root, "production", resources, kubectl, **serving)
+        assert renderer.checks.check(found, root / "schemas", seen) == []
+        made.update((o["apiVersion"].rpartition("/")[0], o["kind"]) for o in found)
+        return found
+
     pods = [
-        next(o for o in found if o["kind"] == "Deployment")["spec"]["template"]["spec"]
-        for found in (plain, alone)
+        next(o for o in checked(size) if o["kind"] == "Deployment")["spec"]["template"]["spec"]
+        for size in (Resources(), GPU)
     ]
     placed = ("nodeSelector", "affinity", "runtimeClassName", "tolerations")
     assert not any(key in pods[0] for key in placed), "a CPU candidate goes wherever there is room"
@@ -146,26 +202,17 @@ def test_a_slot_of_every_cloud_is_valid_with_every_component(
     assert {t["key"] for t in pods[1]["tolerations"]} == (
         {"nvidia.com/gpu", "sku"} if cloud == "aks" else {"nvidia.com/gpu"}
     )
-    placing = own.parent / "gpu" / "kustomization.yaml"
-    for component in sorted(p.name for p in (root / "apps/vllm/components").iterdir()):
-        if component in ("gpu", "read-only-root"):
-            continue  # in every slot above
-        spot = component.startswith("spot-")
-        if spot and not placing.is_file():
-            continue  # nobody's spot nodes
-        into, up = (placing, "../../..") if spot else (own, "../..")
-        text = into.read_text()
-        data = yaml.safe_load(text)
-        data["components"] = [*data["components"], f"{up}/components/{component}"]
-        if component == "init-container":
-            data["patches"] = [
-                *data.get("patches", []),
-                {"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(FETCHER)},
-            ]
-        into.write_text(yaml.safe_dump(data))
-        found = list(slot_objects(root, "production", GPU, kubectl))
-        assert renderer.checks.check(found, root / "schemas", seen) == [], component
-        into.write_text(text)
+    components = sorted(p.name for p in (root / "apps/vllm/components").iterdir())
+    # Every slot above has these two.
+    for component in set(components) - {"gpu", "read-only-root"}:
+        for _ in taken_up(root, component):
+            for served, serving in SERVED.items():
+                if (served, component) == ("kserve-serverless", "persistent-cache"):
+                    with pytest.raises(RenderingError, match="share a slot's volume"):
+                        checked(GPU, **serving)
+                else:
+                    claimed(checked(GPU, **serving))
+    assert made == admitted(root), "what is rendered and nothing else"
 
 
 def test_environments_of_a_repository_differ_by_their_names_alone(
