@@ -14,6 +14,7 @@ from typing import Any
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import (
     CANDIDATE_ANNOTATION,
+    FAILOVER_ANNOTATION,
     GENERATION_ANNOTATION,
     MODEL_LABEL,
     SLOT_LABEL,
@@ -24,6 +25,7 @@ from lockgate.errors import RenderingError
 from serving.engines.kserve import MODEL_PATH, KserveEngine, KserveServerlessEngine
 from serving.engines.registry import engine as engine_named
 from serving.manifests.names import MODEL_VOLUME, namespace, slot_name
+from serving.manifests.routes import failover_slots
 
 Present = Mapping[str, tuple[str, dict[str, Any]]]
 """What is in the repository: file name → text and object."""
@@ -109,7 +111,12 @@ def _llm_service(
             },
         }
     weight = state.weights()[slot]
-    service["metadata"]["annotations"][GENERATION_ANNOTATION] = str(state.generation)
+    # The admission policy lockgate-warm-slots-kserve reads it on the other slot's object, there being no route of Lockgate's.
+    warm = ",".join(other.value for other in failover_slots(state))
+    service["metadata"]["annotations"] |= {
+        FAILOVER_ANNOTATION: warm,
+        GENERATION_ANNOTATION: str(state.generation),
+    }
     service["spec"]["replicas"] = state.replicas(slot)
     service["spec"]["router"] = {
         "gateway": {"refs": [GATEWAY]},

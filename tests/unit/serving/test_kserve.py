@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lockgate.domain.approval import manifests_digest
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.engine_support import Capability, lacking, limits, needed
@@ -308,3 +309,36 @@ def test_a_cache_that_outlives_pods_is_one_of_each_slot(repo: Path, kubectl: Pat
             assert claimed["metadata"]["labels"]["lockgate.dev/slot"] == slot
     after = committed(state("kserve", 2), repo, NO_KUBECTL)
     assert "PersistentVolumeClaim/smol-b" not in after, "it goes with the slot's candidate"
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        {"engine": "kserve"},
+        {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
+        {"resources": {"gpu": 1}, "parallel": {"pipeline": 2, "nodes": 2}},
+    ],
+    ids=["kserve", "scaled", "several nodes"],
+)
+def test_what_is_approved_stays_the_same_while_weights_sizes_and_scalers_follow_the_phase(
+    repo: Path, kubectl: Path, serving: dict[str, Any]
+) -> None:
+    engine_name = serving.get("engine", "vllm")
+    both = {
+        slot: occupant(name, **{"engine_name": engine_name, **serving, "engine": engine_name})
+        for slot, name in (("a", "one"), ("b", "two"))
+    }
+    digests = set()
+    for generation, changes in enumerate(
+        (
+            {"phase": Phase.DEPLOYING},
+            {"phase": Phase.CANARY, "step": 1, "weight": 25},
+            {"phase": Phase.BAKING, "stable": Slot.B},
+        )
+    ):
+        files = render(state(engine_name, generation, **both, **changes), repo, kubectl=kubectl)
+        for path, text in files.items():
+            (repo / path).parent.mkdir(parents=True, exist_ok=True)
+            (repo / path).write_text(text)
+        digests.add(manifests_digest(files))
+    assert len(digests) == 1
