@@ -184,14 +184,18 @@ def test_render_writes_what_the_first_commit_would_hold_and_commits_nothing(
     before = workspace.gitops.read_state("small", "local")
 
     def rendered(out: str, *options: str) -> Any:
-        return CliRunner().invoke(app, ["render", str(spec), "--out", str(tmp_path / out), *options])
+        return CliRunner().invoke(
+            app, ["render", str(spec), "--out", str(tmp_path / out), *options]
+        )
 
     done = rendered("first")
     assert done.exit_code == 0, done.output
     assert "not made yet" in done.output
     manifests = tmp_path / "first/models/small/local/manifests"
     found = {p.name: yaml.safe_load(p.read_text()) for p in manifests.iterdir()}
-    assert {"deployment-small-a.yaml", "deployment-small-b.yaml", "httproute-small.yaml"} <= set(found)
+    assert {"deployment-small-a.yaml", "deployment-small-b.yaml", "httproute-small.yaml"} <= set(
+        found
+    )
     pod = found["deployment-small-b.yaml"]["spec"]["template"]["spec"]
     [reference] = [v["image"]["reference"] for v in pod["volumes"] if "image" in v]
     assert reference == f"{workspace.settings.model_repository('small')}@{UNMADE}"

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,17 +16,12 @@ import pytest
 import yaml
 
 from lockgate.adapters.git import Admission, Agent, Cloud, LaidDown, Layout
-from lockgate.domain.candidates import Candidate
-from lockgate.domain.digests import Digest
-from lockgate.domain.images import ImageRef
-from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import Resources, ServingSpec
+from lockgate.domain.spec import Resources
 from lockgate.errors import RenderingError, UsageError
 from lockgate.settings import Settings
-from serving.manifests import render
 from tasks import workspace
 from tasks.workspace import initialise
-from tests.integration.git.layouts import PEM, Renderer, lay_files
+from tests.integration.git.layouts import PEM, SERVED, Renderer, lay_files, slot_objects, taken_up
 
 ENVIRONMENTS = ("staging", "production")
 URL = "ssh://git@git.acme.test/platform/gitops.git"
@@ -63,27 +57,6 @@ def repositories(
     }
 
 
-def occupant(resources: Resources, **serving: Any) -> Occupant:
-    candidate = Candidate(
-        model=ImageRef.parse("registry.acme.test/ml/models/smol@" + Digest.of_bytes(b"m")),
-        runtime=ImageRef.parse("registry.acme.test/ml/runtimes/vllm@" + Digest.of_bytes(b"r")),
-        serving=ServingSpec.model_validate(
-            {"served_model_name": "smol", "resources": resources, **serving}
-        ),
-    )
-    return Occupant(candidate=candidate, release="one", evidence=Digest.of_bytes(b"e"))
-
-
-def slot_objects(
-    root: Path, environment: str, resources: Resources, kubectl: Path, **serving: Any
-) -> list[dict[str, Any]]:
-    state = ReleaseState(
-        model="smol", environment=environment, phase=Phase.STABLE, stable=Slot.A,
-        a=occupant(resources, **serving),
-    )  # fmt: skip
-    return [yaml.safe_load(text) for text in render(state, root, kubectl=kubectl).values()]
-
-
 def test_every_overlay_of_every_choice_renders_and_is_valid(
     repositories: dict[tuple[Cloud, Agent, Admission], Path], renderer: Renderer
 ) -> None:
@@ -111,54 +84,6 @@ def test_every_overlay_of_every_choice_renders_and_is_valid(
     assert faults == []
     assert rendered > renderer.distinct > 30
     assert len(seen) > 100
-
-
-FETCHER = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": "any"},
-    "spec": {
-        "template": {
-            "spec": {
-                "initContainers": [
-                    {
-                        "name": "fetch-model",
-                        "image": "registry.example.com/lockgate@sha256:" + "1" * 64,
-                    }
-                ]
-            }
-        }
-    },
-}
-
-
-SERVED: dict[str, dict[str, Any]] = {
-    "vllm": {},
-    "vllm, scaled by KEDA": {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
-    "vllm, scaled by an HPA": {
-        "replicas": 2, "scaling": {"max": 4, "running_per_replica": 8, "by": "hpa"},
-    },
-    "vllm over two nodes": {"parallel": {"tensor": 1, "pipeline": 2, "nodes": 2}},
-    "kserve": {"engine": "kserve"},
-    "kserve-serverless": {"engine": "kserve-serverless"},
-}
-"""Engines, and what else decides which kinds a slot consists of."""
-
-
-def taken_up(root: Path, component: str) -> Iterator[None]:
-    """With the component in the list of the environment, or of its GPU slots where that is its place."""
-    own = root / "apps/vllm/environments/production/kustomization.yaml"
-    spot = component.startswith("spot-")
-    into, up = (own.parent / "gpu/kustomization.yaml", "../../..") if spot else (own, "../..")
-    text = into.read_text()
-    data = yaml.safe_load(text)
-    data["components"] = [*data["components"], f"{up}/components/{component}"]
-    if component == "init-container":
-        patch = {"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(FETCHER)}
-        data["patches"] = [*data.get("patches", []), patch]
-    into.write_text(yaml.safe_dump(data))
-    yield
-    into.write_text(text)
 
 
 def claimed(found: list[dict[str, Any]]) -> None:
@@ -205,7 +130,7 @@ def test_a_slot_of_every_cloud_is_valid_with_every_engine_and_component_and_its_
     components = sorted(p.name for p in (root / "apps/vllm/components").iterdir())
     # Every slot above has these two.
     for component in set(components) - {"gpu", "read-only-root"}:
-        for _ in taken_up(root, component):
+        with taken_up(root, "production", component):
             for served, serving in SERVED.items():
                 if (served, component) == ("kserve-serverless", "persistent-cache"):
                     with pytest.raises(RenderingError, match="share a slot's volume"):
@@ -271,7 +196,9 @@ def test_scrapes_and_rules_are_laid_down_once_in_a_cluster_where_the_operator_is
     layout = Layout(ENVIRONMENTS, "argocd", "gke", remote=URL, monitoring=monitoring)
     root = lay_files(tmp_path / "r", layout)
     found = renderer.render(root, {"resources": ["../clouds/gke/cluster"]})
-    made = sorted((o["kind"], o["metadata"]["name"]) for o in found if "monitoring" in o["apiVersion"])
+    made = sorted(
+        (o["kind"], o["metadata"]["name"]) for o in found if "monitoring" in o["apiVersion"]
+    )
     assert made == monitoring * [
         ("PodMonitor", "gateway"), ("PodMonitor", "model-servers"), ("PodMonitor", "release-states"),
         ("PrometheusRule", "lockgate-alerts"), ("PrometheusRule", "lockgate-recording"),
