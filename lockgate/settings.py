@@ -53,8 +53,8 @@ class Settings(BaseSettings):
     """How clients reach a model's gateway in a Kubernetes cluster."""
     gateway_metrics: str | None = None
     """Statistics page (Prometheus' format) of the gateway's Envoy. None: the gateway is not read there."""
-    gateway_cluster: str = "outbound|8000||{service}.{namespace}.svc.cluster.local"
-    """Envoy's name of a slot's cluster on that page (here: Istio's)."""
+    gateway_cluster: str = "service/{namespace}/{service}/8000/http"
+    """Envoy's name of a slot's cluster on that page (here: Envoy Gateway's)."""
     test_server: Literal["process", "kubernetes"] = "process"
     """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
     test_namespace: str = "lockgate-tests"

@@ -60,6 +60,11 @@ PODS = (
     _step("prepare"),
     _step("measure"),
     _step("sign", "lockgate-sign"),
+    Pod(
+        "state metrics",
+        "lockgate",
+        {"lockgate.dev/step": "metrics", "app.kubernetes.io/name": "lockgate-metrics"},
+    ),
     Pod("unlabelled pod of the pipeline", "lockgate", {}),
 )
 DESTINATIONS = (
@@ -70,39 +75,43 @@ DESTINATIONS = (
     Pod("node's metadata service", address="169.254.169.254"),
 )
 PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
-         ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
+         ("TCP", 9101), ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
 
 
-def rendered(layout: Layout, kubectl: Path, *, mtls: bool = False) -> Objects:
-    """Everything of the first environment and its cluster, and what the agent's bootstrap holds."""
+def rendered(
+    layout: Layout, kubectl: Path, *, mtls: bool = False, components: Iterable[str] = ()
+) -> Objects:
+    """Everything of the first environment and its cluster, and what the agent's bootstrap holds. `components`: further ones
+    of platform/components."""
     with tempfile.TemporaryDirectory(prefix="access-") as scratch:
         root = Path(scratch) / "repository"
         shutil.copytree(template_directory(), root)
         arrange(root, layout, "key")
         environment = layout.environments[0]
+        cluster = root / "clouds" / str(layout.cloud) / "cluster"
+        own = root / "platform/environments" / environment
+        if mtls:
+            _take_up(cluster, ["../../../platform/cluster/mtls"])
+        chosen = [*(["mtls"] if mtls else []), *components]
+        _take_up(own, [f"../../components/{name}" for name in chosen])
         found: Objects = []
-        work = root / "access"
-        work.mkdir()
-        overlays: tuple[dict[str, Any], ...] = (
-            {
-                "resources": [f"../clouds/{layout.cloud}/cluster"],
-                "components": ["../platform/cluster/mtls"] if mtls else [],
-            },
-            {
-                "resources": [f"../platform/environments/{environment}"],
-                "components": ["../platform/components/mtls"] if mtls else [],
-            },
-        )
-        for overlay in overlays:
-            (work / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        for overlay in (cluster, own):
             done = subprocess.run(
-                [str(kubectl), "kustomize", str(work)],
+                [str(kubectl), "kustomize", str(overlay)],
                 capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             found += list(yaml.safe_load_all(done.stdout))
         for path in sorted((root / "clusters" / environment).rglob("*.yaml")):
             found += list(yaml.safe_load_all(path.read_text()))
     return found
+
+
+def _take_up(overlay: Path, components: list[str]) -> None:
+    """As a person would: one more entry of its `components`."""
+    path = overlay / "kustomization.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["components"] = [*data.get("components", []), *components]
+    path.write_text(yaml.safe_dump(data))
 
 
 def reach(objects: Objects) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -262,15 +271,16 @@ def page(kubectl: Path) -> str:
     argocd = rendered(Layout(("production",), "argocd", "eks"), kubectl)
     flux = rendered(Layout(("production",), "flux", "eks"), kubectl)
     mesh = rendered(Layout(("production",), "argocd", "eks"), kubectl, mtls=True)
+    plain = reach(argocd)
     own = rights(argocd)
     more = {key: verbs for key, verbs in rights(flux).items() if key not in own}
     sections = [
         HEAD,
         "## Connections\n\nNot in the table: not allowed. UDP is open to DNS alone, wherever TCP 53 is. Two ends of which neither "
         "is in one of these namespaces are left out.\n",
-        "\n".join(reach_table(reach(argocd))),
-        "\nWith the component `mtls`, what reaches a slot:\n",
-        "\n".join(reach_table({k: v for k, v in reach(mesh).items() if k[1] == "slot"})),
+        "\n".join(reach_table(plain)),
+        "\nWith the component `mtls`, what changes (15008 is the mesh's tunnel, whatever port is meant):\n",
+        "\n".join(reach_table({k: v for k, v in reach(mesh).items() if plain.get(k) != v})),
         "\n## Rights in the cluster\n\nAccounts with nothing are in the table: a pod's identity in the cloud, or none at all.\n",
         "\n".join(rights_table(own)),
         "\nWith Flux in place of Argo CD:\n",

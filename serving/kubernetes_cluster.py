@@ -6,8 +6,11 @@ from the live objects; the agent's word is in the status, for the message to the
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
+
+import httpx
 
 from lockgate.adapters.kube import GitOpsAgent, ModelReader, Reader, SyncWebhook
 from lockgate.adapters.metrics import ScrapeTarget
@@ -27,7 +30,8 @@ class Gateway:
     url: str
     """With `{model}` and `{environment}`."""
     metrics_url: str | None = None
-    """Page of an Envoy data plane with its statistics in Prometheus' format. None: it is not read."""
+    """Page of an Envoy data plane with its statistics in Prometheus' format. A name with several addresses (a headless Service)
+    is as many proxies, each read by itself. None: it is not read."""
     cluster: str = ""
     """Envoy's name of a slot's cluster there, with `{service}`, `{namespace}`, `{model}` and `{slot}`."""
 
@@ -125,20 +129,35 @@ class KubernetesCluster:
             found = status.models.get(model)
             slots = found.slots if found is not None else {}
         targets = []
+        pages = _pages(self._gateway.metrics_url) if self._gateway.metrics_url is not None else {}
         for name, slot in slots.items():
             for pod in slot.pods:
                 if pod.state != "terminating":
                     url = f"{pod.url}/metrics" if pod.url is not None else None
                     targets.append(ScrapeTarget(pod.name, name, url))
-            if self._gateway.metrics_url is not None:
-                cluster = self._gateway.cluster.format(
-                    service=slot_name(model, Slot(name)), namespace=self._models.namespace,
-                    model=model, slot=name,
-                )  # fmt: skip
-                targets.append(
-                    ScrapeTarget(f"gateway-{name}", name, self._gateway.metrics_url, cluster)
-                )
+            cluster = self._gateway.cluster.format(
+                service=slot_name(model, Slot(name)), namespace=self._models.namespace,
+                model=model, slot=name,
+            )  # fmt: skip
+            targets += [
+                ScrapeTarget(f"gateway-{name}{proxy}", name, url, cluster)
+                for proxy, url in pages.items()
+            ]
         return tuple(targets)
 
     def _url(self, model: str) -> str:
         return self._gateway.url.format(model=model, environment=self.environment).rstrip("/")
+
+
+def _pages(url: str) -> dict[str, str]:
+    """The page of each proxy behind a name, by what tells them apart: counters of two proxies are no one's counters. A name that
+    has one address, or none that can be found now, stays as it is."""
+    whole = httpx.URL(url)
+    try:
+        found = socket.getaddrinfo(whole.host, whole.port or 80, type=socket.SOCK_STREAM)
+    except OSError:
+        return {"": url}
+    addresses = sorted({str(entry[4][0]) for entry in found})
+    if whole.scheme != "http" or len(addresses) < 2:
+        return {"": url}
+    return {f"-{address}": str(whole.copy_with(host=address)) for address in addresses}

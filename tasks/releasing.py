@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,15 +104,7 @@ def with_manifests_scanned(
     """The prepared model with trivy's evidence on the manifests that the first commit of this release would hold. Where
     that commit is made already there is nothing to scan any more."""
     workspace = Workspace.current()
-
-    def build(newest: ReleaseState) -> Transition | Wait | None:
-        if _is_under_way(newest, candidate):
-            return None
-        return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
-
-    files = workspace.gitops.preview(
-        spec.model, spec.environment, build, rendering_as_described(workspace, candidate)
-    )
+    files = first_manifests(workspace, spec, candidate)
     if files is None:
         return prepared
     with TemporaryDirectory() as name:
@@ -121,6 +114,22 @@ def with_manifests_scanned(
         log = workspace.layout.logs / f"trivy-manifests-{candidate.digest.short}.log"
         scan = trivy.scan_manifests(directory, policy.images, log=log)
     return prepared.model_copy(update={"scans": (*prepared.scans, scan)})
+
+
+def first_manifests(
+    workspace: Workspace, spec: ReleaseSpec, candidate: Candidate
+) -> Mapping[str, str] | None:
+    """The manifests of this release's first commit, by path in the repository; None where that is made already. Raises
+    `Refused` by name of the reason."""
+
+    def build(newest: ReleaseState) -> Transition | Wait | None:
+        if _is_under_way(newest, candidate):
+            return None
+        return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
+
+    return workspace.gitops.preview(
+        spec.model, spec.environment, build, rendering_as_described(workspace, candidate)
+    )
 
 
 @task(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)

@@ -233,8 +233,21 @@ def initialise(settings: Settings, *, layout: Layout, demo: bool = False) -> lis
     )  # fmt: skip
     if laid_down.created:
         made.append(f"GitOps repository: {settings.git_remote}")
+        made += _left_out(layout)
         if layout.agent == "flux" and settings.commit_signing_key is None:
             made.append(
                 "Flux applies signed commits only: set LOCKGATE_COMMIT_SIGNING_KEY before the first release"
             )
     return made or [f"{paths.root} is a workspace already"]
+
+
+def _left_out(layout: Layout) -> list[str]:
+    """What a cluster of this layout may have and the repository has not."""
+    if layout.agent == "embedded":
+        return []
+    if layout.monitoring:
+        return [f"scrapes, rules and alerts (Prometheus operator): clouds/{layout.cloud}/cluster"]
+    return [
+        "no scrapes, rules or alerts: for a cluster with the Prometheus operator add "
+        f"../../../platform/monitoring to the components of clouds/{layout.cloud}/cluster"
+    ]

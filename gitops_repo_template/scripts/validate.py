@@ -62,7 +62,7 @@ def overlays(root: Path) -> dict[str, dict[str, Any]]:
         elif parts[0] == "clouds" and parts[-1] == "gpu":
             base = "../apps/vllm/base"
             components.insert(0, "../apps/vllm/components/gpu")
-        elif parts[:2] == ("platform", "cluster"):
+        elif parts[:2] in (("platform", "cluster"), ("platform", "monitoring")):
             base = "../platform/cluster"
         else:
             base = "../platform/base"

@@ -1,4 +1,4 @@
-"""`release`, `plan`, `rollback`, `promote`, `reconcile`: the commands that run flows."""
+"""`release`, `plan`, `render`, `rollback`, `promote`, `reconcile`: the commands that run flows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Environment = Annotated[str, typer.Option("--env", help="Environment.")]
 def register(app: typer.Typer) -> None:
     app.command()(release)
     app.command()(plan)
+    app.command()(render)
     app.command()(rollback)
     app.command()(promote)
     app.command()(reconcile)
@@ -85,6 +86,32 @@ def plan(
         console.out.print(planned.as_text(), markup=False, highlight=False)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
+
+
+def render(
+    spec: Spec,
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory to make, for the manifests.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write the manifests that a release would commit first, both slots and the route, and change nothing.
+
+    A model image that was not made yet is named by a digest of zeros.
+    """
+    request_spec = read_spec(spec)
+    from tasks.rendering import render_release
+
+    rendered = render_release(request_spec, out)
+    if as_json:
+        console.print_json(rendered.to_data())
+        return
+    for file in rendered.files:
+        console.out.print(str(out / file), markup=False, highlight=False, soft_wrap=True)
+    if not rendered.files:
+        console.out.print("nothing: this candidate is committed already")
+    elif not rendered.made:
+        console.out.print("the model image is not made yet: its digest is written as zeros")
 
 
 def _plan_bases(as_json: bool) -> None:

@@ -55,6 +55,13 @@ def init(
     admission: Annotated[
         Admission, typer.Option(help="What verifies signatures when a pod is admitted.")
     ] = Admission.KYVERNO,
+    monitoring: Annotated[
+        bool,
+        typer.Option(
+            "--monitoring",
+            help="The cluster has the Prometheus operator: lay down scrapes, rules and alerts for it.",
+        ),
+    ] = False,
 ) -> None:
     """Make the workspace: a release key, an image store, and a GitOps repository laid down from the template."""
     from lockgate.adapters.git import Layout
@@ -63,6 +70,7 @@ def init(
     layout = Layout(
         environments=tuple(env or ["local"]), agent=agent.value,
         cloud=cloud.value if cloud is not None else None, admission=admission.value,
+        monitoring=monitoring,
     )  # fmt: skip
     for line in initialise(Settings(), layout=layout):
         console.out.print(line, markup=False)

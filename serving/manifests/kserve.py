@@ -14,6 +14,7 @@ from typing import Any
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import (
     CANDIDATE_ANNOTATION,
+    FAILOVER_ANNOTATION,
     GENERATION_ANNOTATION,
     MODEL_LABEL,
     SLOT_LABEL,
@@ -24,14 +25,16 @@ from lockgate.errors import RenderingError
 from serving.engines.kserve import MODEL_PATH, KserveEngine, KserveServerlessEngine
 from serving.engines.registry import engine as engine_named
 from serving.manifests.names import MODEL_VOLUME, namespace, slot_name
+from serving.manifests.routes import failover_slots
 
 Present = Mapping[str, tuple[str, dict[str, Any]]]
 """What is in the repository: file name → text and object."""
-PodTemplate = Callable[[Candidate], dict[str, Any]]
-"""A vLLM candidate's pod template, as the bases give it to slot `a`."""
+SlotObjects = Callable[[Candidate], list[dict[str, Any]]]
+"""What the bases make of slot `a` of a vLLM candidate."""
 
 GATEWAY = {"name": "models", "namespace": "lockgate-gateway"}
 _KNATIVE_REFUSES = ("topologySpreadConstraints", "terminationGracePeriodSeconds", "enableServiceLinks")  # fmt: skip
+_CLAIM = "PersistentVolumeClaim"
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -51,19 +54,27 @@ def runs(state: ReleaseState) -> bool:
     return bool(kserve)
 
 
+def twin(candidate: Candidate) -> Candidate:
+    """The vLLM candidate whose pod KServe's objects are put around; any other engine's candidate is its own."""
+    if not isinstance(engine_named(candidate.serving.engine), KserveEngine):
+        return candidate
+    serving = candidate.serving.model_copy(update={"engine": "vllm"})
+    return candidate.model_copy(update={"serving": serving})
+
+
 def render_services(
-    state: ReleaseState, present: Present, pod_template: PodTemplate
+    state: ReleaseState, present: Present, slot_objects: SlotObjects
 ) -> dict[str, str]:
     """All manifests of `state`: path in the repository → YAML. `RenderingError` as of `serving.manifests.render`."""
     occupants = {slot: o for slot in Slot if (o := state.occupant(slot)) is not None}
     engines = {o.candidate.serving.engine for o in occupants.values()}
     if KserveServerlessEngine.name in engines:
-        made = _inference_service(state, occupants, present, pod_template)
+        made = _inference_service(state, occupants, present, slot_objects)
     else:
         made = [
             item
             for slot, occupant in sorted(occupants.items())
-            for item in _llm_service(state, slot, occupant, present, pod_template)
+            for item in _llm_service(state, slot, occupant, present, slot_objects)
         ]
     directory = manifests_directory(state.model, state.environment)
     return {
@@ -77,13 +88,14 @@ def _llm_service(
     slot: Slot,
     occupant: Occupant,
     present: Present,
-    pod_template: PodTemplate,
+    slot_objects: SlotObjects,
 ) -> list[dict[str, Any]]:
     """A slot's LLMInferenceService, with the objects that KServe does not make."""
     name, labels = slot_name(state.model, slot), _labels(state, slot)
     service = _kept(present, "LLMInferenceService", name, occupant)
+    claims = [present[file][1] for file in (_file(_CLAIM, name),) if file in present]
     if service is None:
-        spec = _pod(pod_template, occupant, name, labels)
+        spec, claims = _pod(slot_objects, occupant, name, labels)
         service = {
             "apiVersion": "serving.kserve.io/v1alpha2",
             "kind": "LLMInferenceService",
@@ -99,20 +111,25 @@ def _llm_service(
             },
         }
     weight = state.weights()[slot]
-    service["metadata"]["annotations"][GENERATION_ANNOTATION] = str(state.generation)
+    # The admission policy lockgate-warm-slots-kserve reads it on the other slot's object, there being no route of Lockgate's.
+    warm = ",".join(other.value for other in failover_slots(state))
+    service["metadata"]["annotations"] |= {
+        FAILOVER_ANNOTATION: warm,
+        GENERATION_ANNOTATION: str(state.generation),
+    }
     service["spec"]["replicas"] = state.replicas(slot)
     service["spec"]["router"] = {
         "gateway": {"refs": [GATEWAY]},
         "route": {"group": state.model, "weight": weight},
     }
-    return [service, _account(state, name, labels), _budget(state, name, labels)]
+    return [service, _account(state, name, labels), _budget(state, name, labels), *claims]
 
 
 def _inference_service(
     state: ReleaseState,
     occupants: Mapping[Slot, Occupant],
     present: Present,
-    pod_template: PodTemplate,
+    slot_objects: SlotObjects,
 ) -> list[dict[str, Any]]:
     """The model's one InferenceService: its spec is the newer version's, and `canaryTrafficPercent` that one's share. The
     other version is the revision before it, which KServe keeps under the tag `prev`."""
@@ -121,7 +138,12 @@ def _inference_service(
     labels = _labels(state, slot)
     service = _kept(present, "InferenceService", state.model, occupant)
     if service is None:
-        spec = _pod(pod_template, occupant, state.model, labels)
+        spec, claims = _pod(slot_objects, occupant, state.model, labels)
+        if claims:
+            raise RenderingError(
+                f"{KserveServerlessEngine.name} has two versions in one object, which would share a slot's volume",
+                hint="leave the component persistent-cache out of this environment, or take the engine kserve",
+            )
         for key in _KNATIVE_REFUSES:
             spec.pop(key, None)
         (container,) = spec["containers"]
@@ -173,16 +195,23 @@ def _newest(state: ReleaseState) -> tuple[Slot, int | None]:
 
 
 def _pod(
-    pod_template: PodTemplate, occupant: Occupant, account: str, labels: Mapping[str, str]
-) -> dict[str, Any]:
-    """The pod that the bases give a vLLM candidate of the same spec, as this engine starts it."""
+    slot_objects: SlotObjects, occupant: Occupant, name: str, labels: Mapping[str, str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The pod that the bases give a vLLM candidate of the same spec, as this engine starts it, and the claims of its volumes."""
     candidate = occupant.candidate
     engine = engine_named(candidate.serving.engine)
-    twin = candidate.model_copy(
-        update={"serving": candidate.serving.model_copy(update={"engine": "vllm"})}
-    )
-    spec: dict[str, Any] = copy.deepcopy(pod_template(twin)["spec"])
-    spec["serviceAccountName"] = account
+    made = copy.deepcopy(slot_objects(twin(candidate)))
+    (deployment,) = (item for item in made if item["kind"] == "Deployment")
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    claims = [item for item in made if item["kind"] == _CLAIM]
+    if len(claims) > 1:
+        raise RenderingError("the vLLM base has more than one claim for a slot")
+    for claim in claims:
+        claim["metadata"] |= {"name": name, "labels": dict(labels)}
+    for volume in spec.get("volumes", []):
+        if claims and "persistentVolumeClaim" in volume:
+            volume["persistentVolumeClaim"]["claimName"] = name
+    spec["serviceAccountName"] = name
     for constraint in spec.get("topologySpreadConstraints", []):
         constraint["labelSelector"] = {"matchLabels": dict(labels)}
     # KServe mounts the model by the address in its own field.
@@ -201,7 +230,7 @@ def _pod(
             # KServe's own template, which this is merged into, asks by TLS.
             container[probe]["httpGet"]["scheme"] = "HTTP"
     _check(spec, occupant)
-    return spec
+    return spec, claims
 
 
 def _check(spec: Mapping[str, Any], occupant: Occupant) -> None:

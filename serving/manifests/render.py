@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lockgate.domain.candidates import Candidate
-from lockgate.domain.cluster import MODEL_LABEL, SLOT_LABEL
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION, MODEL_LABEL, SLOT_LABEL
 from lockgate.domain.gitops import dump_yaml, manifests_directory
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.errors import RenderingError
@@ -46,7 +46,7 @@ def render(
     if kserve.runs(state):
         return kserve.render_services(
             state, present,
-            lambda c: pod_template(state.model, state.environment, c, repo_root, kubectl=kubectl),
+            lambda c: slot_objects(state.model, state.environment, c, repo_root, kubectl=kubectl),
         )  # fmt: skip
     files: dict[str, str] = {}
     missing: list[Slot] = []
@@ -85,7 +85,8 @@ def render(
 def pod_template(
     model: str, environment: str, candidate: Candidate, repo_root: Path, *, kubectl: Path
 ) -> dict[str, Any]:
-    """The pod template that a slot's Deployment of this candidate would have, rendered anew. Errors as of `render`."""
+    """The pod template that a slot's Deployment of this candidate would have, rendered anew: where KServe serves it, that of a
+    server without KServe. Errors as of `render`."""
     name = slot_name(model, Slot.A)
     if groups.grouped(candidate.serving):
         raise RenderingError(
@@ -94,21 +95,28 @@ def pod_template(
         )
     (deployment,) = (
         item
-        for item in slot_objects(model, environment, candidate, repo_root, kubectl=kubectl)
+        for item in slot_objects(
+            model, environment, kserve.twin(candidate), repo_root, kubectl=kubectl
+        )
         if item["kind"] == "Deployment" and item["metadata"]["name"] == name
     )
     template: dict[str, Any] = deployment["spec"]["template"]
+    template["metadata"]["annotations"][CANDIDATE_ANNOTATION] = str(candidate.digest)
     return template
 
 
 def slot_objects(
     model: str, environment: str, candidate: Candidate, repo_root: Path, *, kubectl: Path
 ) -> list[dict[str, Any]]:
-    """Slot `a` with this candidate and the route without its rules, rendered anew. Errors as of `render`."""
+    """Slot `a` with this candidate and the route without its rules, or what KServe has in their place; rendered anew. Errors as
+    of `render`."""
     occupant = Occupant(candidate=candidate, release="test", evidence=candidate.digest)
     state = ReleaseState(
         model=model, environment=environment, phase=Phase.STABLE, a=occupant, stable=Slot.A
     )
+    if kserve.runs(state):
+        files = render(state, repo_root, kubectl=kubectl, fresh=True)
+        return [yaml.load(text, Loader=_Loader) for text in files.values()]
     return _kustomized(state, [Slot.A], repo_root, kubectl)
 
 

@@ -43,6 +43,8 @@ class Layout:
     cloud: Cloud | None = None
     """None: the embedded cluster."""
     admission: Admission = "kyverno"
+    monitoring: bool = False
+    """Whether the cluster has the Prometheus operator: then scrapes, rules and alerts are laid down for it."""
     remote: str | None = None
     """The repository's address as the agents reach it."""
     images: str | None = None
@@ -63,6 +65,10 @@ class Layout:
             raise UsageError(
                 f"{self.agent} runs in a cluster: which one?",
                 hint="add --cloud eks, gke, aks or onprem",
+            )
+        if self.agent == "embedded" and self.monitoring:
+            raise UsageError(
+                "the embedded cluster has no Prometheus operator", hint="leave --monitoring out"
             )
 
 
@@ -123,10 +129,14 @@ def _write_shared(root: Path, layout: Layout, public_key_pem: str) -> None:
 
     for path in sorted((root / "platform/cluster").rglob("*.yaml")):
         _rewrite(path, path, change)
+    chosen_parts = []
+    if layout.admission != "none":
+        chosen_parts.append(f"../../../platform/cluster/admission/{layout.admission}")
+    if layout.monitoring:
+        chosen_parts.append("../../../platform/monitoring")
     for cluster in sorted((root / "clouds").glob("*/cluster/kustomization.yaml")):
-        if layout.admission != "none":
-            engine = f"../../../platform/cluster/admission/{layout.admission}"
-            _extend(cluster, components=[engine])
+        if chosen_parts:
+            _extend(cluster, components=chosen_parts)
 
     def chosen(text: str) -> str:
         return re.sub(r"clouds/[a-z]+/cluster$", f"clouds/{layout.cloud}/cluster", text)

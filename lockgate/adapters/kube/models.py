@@ -10,6 +10,7 @@ from lockgate.adapters.kube import kserve
 from lockgate.adapters.kube.api import Forbidden, Kind, Listing, Reader
 from lockgate.adapters.kube.reading import (
     carried_out,
+    group_status,
     route_generation,
     route_status,
     slot_of,
@@ -22,6 +23,10 @@ DEPLOYMENTS = Kind("apps", "v1", "deployments")
 REPLICA_SETS = Kind("apps", "v1", "replicasets")
 PODS = Kind("", "v1", "pods")
 ROUTES = Kind("gateway.networking.k8s.io", "v1", "httproutes")
+GROUPS = Kind("leaderworkerset.x-k8s.io", "v1", "leaderworkersets")
+"""A slot whose replicas span several nodes."""
+_OPTIONAL = (GROUPS, kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES)
+"""Most clusters know none of these, and an identity may have no right to them."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ class ModelReader:
     def models(self) -> set[str]:
         """The models that have a route or a workload here."""
         found: set[str] = set()
-        for kind in (DEPLOYMENTS, ROUTES, kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES):
+        for kind in (DEPLOYMENTS, ROUTES, *_OPTIONAL):
             try:
                 listed = self._reader.list(kind, self.namespace, {}).items
             except Forbidden:
-                if kind in (DEPLOYMENTS, ROUTES):
+                if kind not in _OPTIONAL:
                     raise
                 continue
             labels = (item["metadata"].get("labels") or {} for item in listed)
@@ -70,15 +75,19 @@ class ModelReader:
         pods = listed(PODS).items
         deployments = listed(DEPLOYMENTS).items
         replica_sets = listed(REPLICA_SETS).items
-        services, trouble = self._kserve(labels)
+        groups, no_groups = self._first((GROUPS,), labels)
+        services, no_services = self._first((kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES), labels)
         try:
             if services.items:
                 status = kserve.model_status(model, services.items, pods, gateway_url)
                 return Observed(status, services, kserve.kind_of(services.items[0]))
-            status = _status(model, gateway_url, routes.items, deployments, replica_sets, pods)
+            status = _status(
+                model, gateway_url, routes.items, deployments, replica_sets, groups.items, pods
+            )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ClusterError(f"what runs of {model} cannot be read: {error!r}") from error
-        if not deployments and trouble is not None:
+        trouble = no_services or no_groups
+        if not status.slots and trouble is not None:
             status = status.model_copy(update={"error": trouble})
         return Observed(status, routes, ROUTES)
 
@@ -88,10 +97,12 @@ class ModelReader:
             since.watched, self.namespace, {MODEL_LABEL: model}, since.routes, seconds
         )
 
-    def _kserve(self, labels: Mapping[str, str]) -> tuple[Listing, str | None]:
-        """KServe's services of the model, or why they could not be read: most clusters and identities know none."""
+    def _first(
+        self, kinds: Iterable[Kind], labels: Mapping[str, str]
+    ) -> tuple[Listing, str | None]:
+        """The first of these kinds that the model has objects of, or why they could not be read."""
         trouble = None
-        for kind in (kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES):
+        for kind in kinds:
             try:
                 found = self._reader.list(kind, self.namespace, labels)
             except Forbidden as error:
@@ -108,6 +119,7 @@ def _status(
     routes: Iterable[dict[str, Any]],
     deployments: Iterable[dict[str, Any]],
     replica_sets: Iterable[dict[str, Any]],
+    groups: Iterable[dict[str, Any]],
     pods: Iterable[dict[str, Any]],
 ) -> ModelStatus:
     routes, pods = list(routes), list(pods)
@@ -116,14 +128,17 @@ def _status(
     route = routes[0] if routes else None
     loaded = route is not None and carried_out(route) is None
     slots: dict[str, SlotStatus] = {}
-    for deployment in deployments:
-        slot = slot_of(deployment)
+    workloads = [*((d, False) for d in deployments), *((g, True) for g in groups)]
+    for workload, grouped in workloads:
+        slot = slot_of(workload)
         if slot is None:
             continue
         if slot in slots:
-            raise ValueError(f"two Deployments in slot {slot}")
+            raise ValueError(f"two workloads in slot {slot}")
         own = [pod for pod in pods if slot_of(pod) == slot]
-        slots[slot] = slot_status(deployment, replica_sets, own)
+        slots[slot] = (
+            group_status(workload, own) if grouped else slot_status(workload, replica_sets, own)
+        )
     return ModelStatus(
         model=model,
         commit="",

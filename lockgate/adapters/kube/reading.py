@@ -19,6 +19,7 @@ _CRASH_LOOP = 3
 _FINAL_REASONS = frozenset({"InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull"})
 _NEEDED_CONDITIONS = ("Accepted", "ResolvedRefs")
 _REVISION = "deployment.kubernetes.io/revision"
+_PLACE_IN_GROUP = "leaderworkerset.sigs.k8s.io/worker-index"
 
 
 def slot_of(item: Mapping[str, Any]) -> str | None:
@@ -107,6 +108,37 @@ def slot_status(
         observed=observed,
         restarts=sum(pod.restarts for pod in current),
         pods=tuple(seen),
+        refusals=tuple(refusals),
+        waiting=tuple(waiting),
+    )
+
+
+def group_status(group: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> SlotStatus:
+    """A slot by its LeaderWorkerSet. A replica is a group, and its leader is the server: the workers answer nobody, but what
+    keeps one of them from running is the slot's trouble."""
+    metadata, spec, status = group["metadata"], group["spec"], group.get("status") or {}
+    candidate = annotation(spec["leaderWorkerTemplate"]["leaderTemplate"], CANDIDATE_ANNOTATION)
+    leaders = [
+        pod_status(pod)
+        for pod in pods
+        if (pod["metadata"].get("labels") or {}).get(_PLACE_IN_GROUP) == "0"
+    ]
+    current = [p for p in leaders if p.candidate == candidate and p.state != "terminating"]
+    observed = status.get("observedGeneration") == metadata["generation"]
+    ready = int(status.get("readyReplicas") or 0)
+    # A leader may be ready before its group is.
+    updated = min(sum(p.ready for p in current), int(status.get("updatedReplicas") or 0), ready)
+    refusals, waiting = troubles({}, pods)
+    return SlotStatus(
+        slot=metadata["labels"][SLOT_LABEL],
+        deployment=metadata["name"],
+        candidate=candidate,
+        desired=int(spec.get("replicas", 1)),
+        ready=ready,
+        updated=updated if observed else 0,
+        observed=observed,
+        restarts=sum(pod.restarts for pod in current),
+        pods=tuple(leaders),
         refusals=tuple(refusals),
         waiting=tuple(waiting),
     )

@@ -25,6 +25,7 @@ from lockgate.errors import GitError
 
 LIFT_MINUTES = 60
 """How long a signed lifting of a denial may be carried out: it is committed by whoever signs it, at once."""
+_SCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 
 class ApprovalRequest(Frozen):
@@ -142,7 +143,7 @@ def lift_request(
 
 def manifests_digest(manifests: Mapping[str, str]) -> Digest:
     """Digest of rendered manifests (text by path), without what a raise or a rollback changes: weights, copies and rules of the
-    route that follow from the phase, and replicas. So it is the same before and after the raise that was approved.
+    route that follow from the phase, replicas, and scalers, which candidate and phase decide. So it is the same before and after the raise that was approved.
 
     Raises `GitError` for a text that is not YAML.
     """
@@ -151,6 +152,8 @@ def manifests_digest(manifests: Mapping[str, str]) -> Digest:
         document = load_yaml(text, path)
         if not isinstance(document, dict):
             raise GitError(f"{path} holds no object")
+        if document.get("kind") in _SCALERS:
+            continue
         documents[PurePosixPath(path).name] = _lasting(document)
     return Digest.of_json(documents)
 
@@ -158,22 +161,36 @@ def manifests_digest(manifests: Mapping[str, str]) -> Digest:
 def _lasting(document: dict[str, Any]) -> Any:
     """The object without what belongs to a phase."""
     kind, spec = document.get("kind"), document.get("spec")
-    if kind == "Deployment" and isinstance(spec, dict):
-        return {**document, "spec": {k: v for k, v in spec.items() if k != "replicas"}}
-    if kind == "HTTPRoute" and isinstance(spec, dict):
-        metadata = document.get("metadata") or {}
-        annotations = {
-            key: value
-            for key, value in (metadata.get("annotations") or {}).items()
-            if key not in (FAILOVER_ANNOTATION, GENERATION_ANNOTATION)
-        }
+    if not isinstance(spec, dict):
+        return document
+    if kind in ("Deployment", "LeaderWorkerSet"):
+        return {**document, "spec": _without(spec, "replicas")}
+    if kind == "HTTPRoute":
         rules = [_lasting_rule(rule) for rule in spec.get("rules") or []]
-        return {
-            **document,
-            "metadata": {**metadata, "annotations": annotations},
-            "spec": {**spec, "rules": rules},
-        }
+        return {**_unmarked(document), "spec": {**spec, "rules": rules}}
+    if kind == "LLMInferenceService":
+        router = spec.get("router") or {}
+        route = _without(router.get("route") or {}, "weight")
+        kept = {**_without(spec, "replicas"), "router": {**router, "route": route}}
+        return {**_unmarked(document), "spec": kept}
+    if kind == "InferenceService":
+        sizes = ("minReplicas", "maxReplicas", "canaryTrafficPercent")
+        predictor = _without(spec.get("predictor") or {}, *sizes)
+        return {**_unmarked(document), "spec": {**spec, "predictor": predictor}}
     return document
+
+
+def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
+    """Without the annotations that a transition writes."""
+    metadata = document.get("metadata") or {}
+    kept = _without(
+        metadata.get("annotations") or {}, FAILOVER_ANNOTATION, GENERATION_ANNOTATION
+    )
+    return {**document, "metadata": {**metadata, "annotations": kept}}
+
+
+def _without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def _lasting_rule(rule: dict[str, Any]) -> dict[str, Any]:

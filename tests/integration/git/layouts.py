@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -13,6 +14,12 @@ from typing import Any
 import yaml
 
 from lockgate.adapters.git import Layout, template, template_directory
+from lockgate.domain.candidates import Candidate
+from lockgate.domain.digests import Digest
+from lockgate.domain.images import ImageRef
+from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
+from lockgate.domain.spec import Resources, ServingSpec
+from serving.manifests import render
 
 PEM = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQ==\n-----END PUBLIC KEY-----\n"
 
@@ -74,3 +81,76 @@ def _closure(root: Path, at: Path, data: dict[str, Any]) -> Iterator[tuple[str, 
             )
         else:
             yield str(path.relative_to(root)), path.read_text()
+
+
+FETCHER: dict[str, Any] = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "any"},
+    "spec": {
+        "template": {
+            "spec": {
+                "initContainers": [
+                    {
+                        "name": "fetch-model",
+                        "image": "registry.example.com/lockgate@sha256:" + "1" * 64,
+                    }
+                ]
+            }
+        }
+    },
+}
+"""Whose image the component init-container needs."""
+SERVED: dict[str, dict[str, Any]] = {
+    "vllm": {},
+    "vllm, scaled by KEDA": {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
+    "vllm, scaled by an HPA": {
+        "replicas": 2,
+        "scaling": {"max": 4, "running_per_replica": 8, "by": "hpa"},
+    },
+    "vllm over two nodes": {"parallel": {"tensor": 1, "pipeline": 2, "nodes": 2}},
+    "kserve": {"engine": "kserve"},
+    "kserve-serverless": {"engine": "kserve-serverless"},
+}
+"""Engines, and what else decides which kinds a slot consists of."""
+
+
+@contextlib.contextmanager
+def taken_up(root: Path, environment: str, *components: str) -> Iterator[None]:
+    """With these components in the list of the environment, or of its GPU slots where that is their place."""
+    own = root / f"apps/vllm/environments/{environment}/kustomization.yaml"
+    before = {}
+    for component in components:
+        spot = component.startswith("spot-")
+        into, up = (own.parent / "gpu/kustomization.yaml", "../../..") if spot else (own, "../..")
+        before.setdefault(into, into.read_text())
+        data = yaml.safe_load(into.read_text())
+        data["components"] = [*data["components"], f"{up}/components/{component}"]
+        if component == "init-container":
+            patch = {"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(FETCHER)}
+            data["patches"] = [*data.get("patches", []), patch]
+        into.write_text(yaml.safe_dump(data))
+    yield
+    for path, text in before.items():
+        path.write_text(text)
+
+
+def occupant(resources: Resources, **serving: Any) -> Occupant:
+    candidate = Candidate(
+        model=ImageRef.parse("registry.acme.test/ml/models/smol@" + Digest.of_bytes(b"m")),
+        runtime=ImageRef.parse("registry.acme.test/ml/runtimes/vllm@" + Digest.of_bytes(b"r")),
+        serving=ServingSpec.model_validate(
+            {"served_model_name": "smol", "resources": resources, **serving}
+        ),
+    )
+    return Occupant(candidate=candidate, release="one", evidence=Digest.of_bytes(b"e"))
+
+
+def slot_objects(
+    root: Path, environment: str, resources: Resources, kubectl: Path, **serving: Any
+) -> list[dict[str, Any]]:
+    state = ReleaseState(
+        model="smol", environment=environment, phase=Phase.STABLE, stable=Slot.A,
+        a=occupant(resources, **serving),
+    )  # fmt: skip
+    return [yaml.safe_load(text) for text in render(state, root, kubectl=kubectl).values()]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from lockgate.adapters.git import Agent, Cloud, Layout
+from lockgate.adapters.git import Admission, Agent, Cloud, Layout
+from serving.engines.registry import engine
 
 ROOT = Path(__file__).parents[3]
 OUTSIDE = {"DNS": (53,), "outside": (443, 6443)}
@@ -20,21 +22,22 @@ REACH: dict[str, dict[str, tuple[int, ...]]] = {
     "caller outside": {"gateway": (10443,)},
     "other pod in the cluster": {"gateway": (10443,)},
     "gateway": {"slot": (8000,), "DNS": (53,), "Envoy Gateway's controller": (18000,)},
-    "Prometheus": {"gateway": (10443, 19001), "slot": (8000,)},
+    "Prometheus": {"gateway": (10443, 19001), "slot": (8000,), "state metrics": (9101,)},
     "slot": {"DNS": (53,)},
     "worker": OUTSIDE,
-    "release": {**OUTSIDE, "gateway": (10443,), "Prometheus": (9090,)},
+    "release": {**OUTSIDE, "gateway": (10443, 19001), "slot": (8000,)},
     "prepare": OUTSIDE,
     "measure": {**OUTSIDE, "test server": (8000,)},
     "sign": OUTSIDE,
+    "state metrics": OUTSIDE,
 }
 READ = ("get", "list", "watch")
 APPLY = ("create", "delete", "get", "list", "patch", "update", "watch")
 RENDERED = {
     "deployments.apps", "horizontalpodautoscalers.autoscaling", "httproutes.gateway.networking.k8s.io",
     "inferenceservices.serving.kserve.io", "leaderworkersets.leaderworkerset.x-k8s.io",
-    "llminferenceservices.serving.kserve.io", "poddisruptionbudgets.policy", "scaledobjects.keda.sh",
-    "serviceaccounts", "services", "verticalpodautoscalers.autoscaling.k8s.io",
+    "llminferenceservices.serving.kserve.io", "networkpolicies.networking.k8s.io",
+    "persistentvolumeclaims", "poddisruptionbudgets.policy", "scaledobjects.keda.sh", "serviceaccounts", "services", "verticalpodautoscalers.autoscaling.k8s.io",
 }  # fmt: skip
 WORKER = {"jobs.batch": ("create", "delete", *READ)} | dict.fromkeys(
     ("events", "pods", "pods/log", "pods/status"), READ
@@ -50,9 +53,9 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ),
     ("lockgate/lockgate-measure", "lockgate-tests"): {
         "jobs.batch": ("create", "delete", "get"),
-        "services": ("create", "delete", "get"),
-        "pods": ("get", "list"),
-        "pods/log": ("get", "list"),
+        "services": ("create", "delete"),
+        "pods": ("list",),
+        "pods/log": ("get",),
     },
     ("lockgate/lockgate-measure", "cluster"): {"nodes": ("get",)},
     ("lockgate/lockgate-prepare", ""): {"": ()},
@@ -114,12 +117,40 @@ def test_nothing_is_reachable_but_what_serving_and_the_pipeline_need(
         assert tables.reach(objects) == wanted, cloud
 
 
+def test_what_is_scraped_and_what_the_release_flow_reads_is_let_through(
+    tables: ModuleType, kubectl: Path
+) -> None:
+    layout = Layout(("production",), "argocd", "eks", monitoring=True)
+    objects = tables.rendered(layout, kubectl)
+    reach = tables.reach(objects)
+    ends = {"model-servers": "slot", "gateway": "gateway", "release-states": "state metrics"}
+    named = {"http": engine("vllm").port, "metrics": 9101}
+    monitors = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "PodMonitor"}
+    assert set(monitors) == set(ends)
+    ports = {}
+    for name, spec in monitors.items():
+        (endpoint,) = spec["podMetricsEndpoints"]
+        ports[name] = endpoint.get("portNumber") or named[endpoint["port"]]
+        assert ports[name] in reach["Prometheus", ends[name]], name
+    for name in ("model-servers", "gateway"):
+        assert ports[name] in reach["release", ends[name]], name
+    [service] = [o for o in objects if o["metadata"]["name"] == "models-metrics"]
+    [port] = service["spec"]["ports"]
+    assert port["targetPort"] == ports["gateway"]
+    text = (ROOT / "docs/real-cluster.md").read_text()
+    address = f"http://models-metrics.lockgate-gateway:{ports['gateway']}/stats/prometheus"
+    assert f"LOCKGATE_GATEWAY_METRICS={address}" in text
+    assert f"--listen 0.0.0.0:{ports['release-states']}" in text
+
+
 def test_in_the_mesh_a_slot_is_reached_through_the_mesh_alone(
     tables: ModuleType, kubectl: Path
 ) -> None:
     objects = tables.rendered(Layout(("production",), "flux", "aks"), kubectl, mtls=True)
-    reached = {s: ports for (s, d), ports in tables.reach(objects).items() if d == "slot"}
-    assert reached == {"gateway": (15008,), "Prometheus": (15008,)}
+    reach = tables.reach(objects)
+    reached = {s: ports for (s, d), ports in reach.items() if d == "slot"}
+    assert reached == {"gateway": (15008,), "Prometheus": (15008,), "release": (15008,)}
+    assert reach["release", "gateway"] == reach["Prometheus", "state metrics"] == (15008,)
     [authentication] = [o for o in objects if o["kind"] == "PeerAuthentication"]
     assert authentication["spec"] == {"mtls": {"mode": "STRICT"}}
     meshed = {
@@ -128,7 +159,7 @@ def test_in_the_mesh_a_slot_is_reached_through_the_mesh_alone(
         if o["kind"] == "Namespace"
         and o["metadata"]["labels"].get("istio.io/dataplane-mode") == "ambient"
     }
-    assert meshed == {"lockgate-gateway", "lockgate-production"}
+    assert meshed == {"lockgate", "lockgate-gateway", "lockgate-production"}
 
 
 def test_nobody_may_do_more_than_his_part(
@@ -144,26 +175,34 @@ def test_nobody_may_do_more_than_his_part(
         assert "secrets" not in json.dumps([o for o in objects if o["kind"] in ("Role", "ClusterRole")])  # fmt: skip
 
 
+def _plural(kind: str) -> str:
+    return re.sub(r"ys$", "ies", f"{kind.lower()}s")
+
+
 def test_what_argo_cd_may_apply_of_models_is_what_its_account_may(
     rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
 ) -> None:
     objects = rendered["eks", "argocd"]
     [project] = [o for o in objects if o["metadata"]["name"] == "lockgate-models-production" and o["kind"] == "AppProject"]  # fmt: skip
     listed = {
-        f"{e['kind'].lower()}s.{e['group']}".rstrip(".") if e["kind"] != "HTTPRoute"
-        else "httproutes.gateway.networking.k8s.io"
+        f"{_plural(e['kind'])}.{e['group']}".rstrip(".")
         for e in project["spec"]["namespaceResourceWhitelist"]
-    }  # fmt: skip
+    }
     assert listed == RENDERED
     assert project["spec"]["clusterResourceWhitelist"] == []
 
 
+@pytest.mark.parametrize("admission", ["kyverno", "policy-controller"])
 def test_what_the_agents_projects_may_make_covers_what_the_repository_renders(
-    rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
+    tables: ModuleType, kubectl: Path, admission: Admission
 ) -> None:
-    for (_, agent), objects in rendered.items():
-        if agent != "argocd":
-            continue
+    """With everything that an environment and a cluster may take up: admission engine, mesh, rate limit, monitoring."""
+    for cloud in get_args(Cloud):
+        layout = Layout(("production",), "argocd", cloud, admission, monitoring=True)
+        objects = tables.rendered(layout, kubectl, mtls=True, components=("rate-limit",))
+        found = {o["kind"] for o in objects}
+        assert {"PodMonitor", "PrometheusRule", "EnvoyProxy", "PeerAuthentication",
+                "BackendTrafficPolicy", "ExternalSecret", "SecretStore"} <= found  # fmt: skip
         projects = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "AppProject"}
         bootstrap = {"argocd", "flux-system"}
         for item in objects:

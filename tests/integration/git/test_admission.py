@@ -70,16 +70,18 @@ def rules(root: Path) -> dict[str, Rule]:
         for document in yaml.safe_load_all(path.read_text()):
             if document["kind"] == "ValidatingAdmissionPolicy":
                 found[document["metadata"]["name"]] = Rule(document)
-    assert set(found) == {"lockgate-images", "lockgate-warm-slots", "lockgate-test-servers"}
+    assert set(found) == {
+        "lockgate-images", "lockgate-warm-slots", "lockgate-warm-slots-kserve", "lockgate-test-servers",
+    }  # fmt: skip
     assert all(rule.fails_closed for rule in found.values())
     return found
 
 
-def candidate(name: str) -> Candidate:
+def candidate(name: str, engine: str = "vllm") -> Candidate:
     return Candidate(
         model=ImageRef.parse(f"{REPOSITORY}/models/smol@{Digest.of_bytes(name.encode())}"),
         runtime=ImageRef.parse(f"{REPOSITORY}/runtimes/vllm@{Digest.of_bytes(b'runtime')}"),
-        serving=ServingSpec(served_model_name="smol"),
+        serving=ServingSpec(served_model_name="smol", engine=engine),
     )
 
 
@@ -159,17 +161,18 @@ def test_an_unsigned_candidates_test_server_is_admitted_and_one_that_holds_anyth
         assert rule.denials(object=pod), name
 
 
-def occupant(name: str) -> Occupant:
-    return Occupant(candidate=candidate(name), release=name, evidence=Digest.of_bytes(b"e"))
+def occupant(name: str, engine: str = "vllm") -> Occupant:
+    found = candidate(name, engine)
+    return Occupant(candidate=found, release=name, evidence=Digest.of_bytes(b"e"))
 
 
-def states() -> Iterator[tuple[str, ReleaseState, set[str], set[str]]]:
+def states(engine: str = "vllm") -> Iterator[tuple[str, ReleaseState, set[str], set[str]]]:
     """Phase, state, the slots that are warm then, and those that may be deleted."""
     common: dict[str, Any] = {
-        "model": "smol", "environment": "production", "a": occupant("one"), "stable": Slot.A,
+        "model": "smol", "environment": "production", "a": occupant("one", engine), "stable": Slot.A,
         "canary": CanarySpec(steps=(CanaryStep(weight=5),)),
     }  # fmt: skip
-    both = {**common, "b": occupant("two")}
+    both = {**common, "b": occupant("two", engine)}
     for phase, data, warm, cold in (
         ("stable", {**common, "phase": Phase.STABLE}, {"a"}, {"b"}),
         ("deploying", {**both, "phase": Phase.DEPLOYING}, {"a"}, {"b"}),
@@ -198,3 +201,31 @@ def test_no_prune_deletes_a_warm_slot_and_every_cold_one_may_go(
                 assert rule.denials(oldObject=item, params=route) == [], "of another model"
     bare = {"kind": "HTTPRoute", "metadata": {"name": "mine"}, "spec": {}}
     assert rule.denials(oldObject=item, params=bare) == [], "a route that is not Lockgate's"
+
+
+def test_no_prune_deletes_a_warm_slot_of_kserves_and_none_stands_in_its_own_way(
+    rules: dict[str, Rule], root: Path, kubectl: Path
+) -> None:
+    rule = rules["lockgate-warm-slots-kserve"]
+
+    def services(state: ReleaseState) -> dict[str, dict[str, Any]]:
+        files = render(state, root, kubectl=kubectl)
+        made = [yaml.safe_load(t) for p, t in files.items() if "llminferenceservice-" in p]
+        return {item["metadata"]["labels"]["lockgate.dev/slot"]: item for item in made}
+
+    def denied(slot: str, live: dict[str, dict[str, Any]]) -> bool:
+        # The API server asks once for each object that the binding names: all must agree.
+        return any(rule.denials(oldObject=live[slot], params=p) for p in live.values())
+
+    live = {}
+    for phase, state, warm, _ in states("kserve"):
+        live[phase] = services(state)
+        for slot in live[phase]:
+            assert denied(slot, live[phase]) is (slot in warm), f"{phase}: {slot}"
+    # An agent that carries out two commits at once: the rollback is refused until stable's object is applied, and then goes.
+    canary, stable = live["canary"], live["stable"]
+    assert denied("b", canary)
+    assert not denied("b", {"a": stable["a"], "b": canary["b"]})
+    other = copy.deepcopy(canary["a"])
+    other["metadata"]["labels"]["lockgate.dev/model"] = "other"
+    assert rule.denials(oldObject=canary["b"], params=other) == [], "of another model"

@@ -20,11 +20,12 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import Transition, start
 from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, ServingSpec
-from lockgate.errors import RenderingError
+from lockgate.errors import RenderingError, UsageError
 from lockgate.settings import Settings
 from serving.manifests import bases_digest
 from tasks.bases import plan_bases, rendering_as_described, with_bases
 from tasks.driving import rendering
+from tasks.rendering import UNMADE
 from tasks.workspace import Workspace, initialise
 from tests.integration.git.layouts import lay_files
 from tests.integration.git.repositories import git
@@ -166,3 +167,42 @@ def test_only_what_a_model_uses_is_part_of_its_candidate(tmp_path: Path, kubectl
     route.write_text(route.read_text().replace("name: others", "name: models"))
     environment.write_text(yaml.safe_dump({**own, "components": []}))
     assert digest() != before
+
+
+def test_render_writes_what_the_first_commit_would_hold_and_commits_nothing(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    spec = tmp_path / "spec.yaml"
+    data = {
+        "model": "small", "source": "dir:model", "serving": {"served_model_name": "small"},
+        "evaluation": {"tasks": [{"name": "lockgate_numbers", "metric": "exact_match,strip", "margin": 0.1}]},
+        "benchmark": {"profiles": [{"name": "single", "requests": 10, "output_tokens": 50}]},
+    }  # fmt: skip
+    spec.write_text(yaml.safe_dump(data))
+    before = workspace.gitops.read_state("small", "local")
+
+    def rendered(out: str, *options: str) -> Any:
+        return CliRunner().invoke(
+            app, ["render", str(spec), "--out", str(tmp_path / out), *options]
+        )
+
+    done = rendered("first")
+    assert done.exit_code == 0, done.output
+    assert "not made yet" in done.output
+    manifests = tmp_path / "first/models/small/local/manifests"
+    found = {p.name: yaml.safe_load(p.read_text()) for p in manifests.iterdir()}
+    assert {"deployment-small-a.yaml", "deployment-small-b.yaml", "httproute-small.yaml"} <= set(
+        found
+    )
+    pod = found["deployment-small-b.yaml"]["spec"]["template"]["spec"]
+    [reference] = [v["image"]["reference"] for v in pod["volumes"] if "image" in v]
+    assert reference == f"{workspace.settings.model_repository('small')}@{UNMADE}"
+    weights = found["httproute-small.yaml"]["spec"]["rules"][-1]["backendRefs"]
+    assert {b["name"]: b["weight"] for b in weights} == {"small-a": 100, "small-b": 0}
+    assert workspace.gitops.read_state("small", "local") == before
+    again = rendered("first")
+    assert isinstance(again.exception, UsageError)
+    listed = json.loads(rendered("second", "--json").output)
+    assert set(listed["files"]) == {f"models/small/local/manifests/{name}" for name in found}

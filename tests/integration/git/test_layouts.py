@@ -5,25 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 
-from lockgate.adapters.git import Admission, Agent, Cloud, Layout
-from lockgate.domain.candidates import Candidate
-from lockgate.domain.digests import Digest
-from lockgate.domain.images import ImageRef
-from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import Resources, ServingSpec
-from lockgate.errors import UsageError
-from serving.manifests import render
-from tests.integration.git.layouts import PEM, Renderer, lay_files
+from lockgate.adapters.git import Admission, Agent, Cloud, LaidDown, Layout
+from lockgate.domain.spec import Resources
+from lockgate.errors import RenderingError, UsageError
+from lockgate.settings import Settings
+from tasks import workspace
+from tasks.workspace import initialise
+from tests.integration.git.layouts import PEM, SERVED, Renderer, lay_files, slot_objects, taken_up
 
 ENVIRONMENTS = ("staging", "production")
 URL = "ssh://git@git.acme.test/platform/gitops.git"
@@ -59,25 +57,6 @@ def repositories(
     }
 
 
-def occupant(resources: Resources) -> Occupant:
-    candidate = Candidate(
-        model=ImageRef.parse("registry.acme.test/ml/models/smol@" + Digest.of_bytes(b"m")),
-        runtime=ImageRef.parse("registry.acme.test/ml/runtimes/vllm@" + Digest.of_bytes(b"r")),
-        serving=ServingSpec(served_model_name="smol", resources=resources),
-    )
-    return Occupant(candidate=candidate, release="one", evidence=Digest.of_bytes(b"e"))
-
-
-def slot_objects(
-    root: Path, environment: str, resources: Resources, kubectl: Path
-) -> Iterator[dict[str, Any]]:
-    state = ReleaseState(
-        model="smol", environment=environment, phase=Phase.STABLE, a=occupant(resources), stable=Slot.A
-    )  # fmt: skip
-    for text in render(state, root, kubectl=kubectl).values():
-        yield yaml.safe_load(text)
-
-
 def test_every_overlay_of_every_choice_renders_and_is_valid(
     repositories: dict[tuple[Cloud, Agent, Admission], Path], renderer: Renderer
 ) -> None:
@@ -99,43 +78,48 @@ def test_every_overlay_of_every_choice_renders_and_is_valid(
         for path in renderer.checks.plain_files(root):
             documents = list(yaml.safe_load_all(path.read_text()))
             faults += renderer.checks.check(documents, root / "schemas", seen)
+        for directory in root.rglob("kustomization.yaml"):
+            name = directory.parent.relative_to(root).as_posix()
+            assert name in overlays, "each is rendered, components too"
     assert faults == []
     assert rendered > renderer.distinct > 30
     assert len(seen) > 100
 
 
-FETCHER = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": "any"},
-    "spec": {
-        "template": {
-            "spec": {
-                "initContainers": [
-                    {
-                        "name": "fetch-model",
-                        "image": "registry.example.com/lockgate@sha256:" + "1" * 64,
-                    }
-                ]
-            }
-        }
-    },
-}
+def claimed(found: list[dict[str, Any]]) -> None:
+    """Every volume that a pod claims is there."""
+    names = re.findall(r'"claimName": "([^"]+)"', json.dumps(found))
+    claims = [o["metadata"]["name"] for o in found if o["kind"] == "PersistentVolumeClaim"]
+    assert set(names) == set(claims)
+
+
+def admitted(root: Path) -> set[tuple[str, str]]:
+    """Group and kind of what the models' project may make."""
+    (project,) = (
+        found
+        for found in yaml.safe_load_all((root / "clusters/production/argocd/projects.yaml").read_text())
+        if found["metadata"]["name"] == "lockgate-models-production"
+    )  # fmt: skip
+    return {(e["group"], e["kind"]) for e in project["spec"]["namespaceResourceWhitelist"]}
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_slot_of_every_cloud_is_valid_with_every_component(
+def test_a_slot_of_every_cloud_is_valid_with_every_engine_and_component_and_its_project_admits_it(
     tmp_path: Path, renderer: Renderer, kubectl: Path, cloud: Cloud
 ) -> None:
-    root = lay_files(tmp_path / "r", Layout(("production",), "flux", cloud, remote=URL))
-    own = root / "apps/vllm/environments/production/kustomization.yaml"
+    root = lay_files(tmp_path / "r", Layout(("production",), "argocd", cloud, remote=URL))
     seen: set[str] = set()
-    plain = list(slot_objects(root, "production", Resources(), kubectl))
-    alone = list(slot_objects(root, "production", GPU, kubectl))
-    assert renderer.checks.check([*plain, *alone], root / "schemas", seen) == []
+    made: set[tuple[str, str]] = set()
+
+    def checked(resources: Resources, **serving: Any) -> list[dict[str, Any]]:
+        found = slot_objects(root, "production", resources, kubectl, **serving)
+        assert renderer.checks.check(found, root / "schemas", seen) == []
+        made.update((o["apiVersion"].rpartition("/")[0], o["kind"]) for o in found)
+        return found
+
     pods = [
-        next(o for o in found if o["kind"] == "Deployment")["spec"]["template"]["spec"]
-        for found in (plain, alone)
+        next(o for o in checked(size) if o["kind"] == "Deployment")["spec"]["template"]["spec"]
+        for size in (Resources(), GPU)
     ]
     placed = ("nodeSelector", "affinity", "runtimeClassName", "tolerations")
     assert not any(key in pods[0] for key in placed), "a CPU candidate goes wherever there is room"
@@ -143,26 +127,17 @@ def test_a_slot_of_every_cloud_is_valid_with_every_component(
     assert {t["key"] for t in pods[1]["tolerations"]} == (
         {"nvidia.com/gpu", "sku"} if cloud == "aks" else {"nvidia.com/gpu"}
     )
-    placing = own.parent / "gpu" / "kustomization.yaml"
-    for component in sorted(p.name for p in (root / "apps/vllm/components").iterdir()):
-        if component in ("gpu", "read-only-root"):
-            continue  # in every slot above
-        spot = component.startswith("spot-")
-        if spot and not placing.is_file():
-            continue  # nobody's spot nodes
-        into, up = (placing, "../../..") if spot else (own, "../..")
-        text = into.read_text()
-        data = yaml.safe_load(text)
-        data["components"] = [*data["components"], f"{up}/components/{component}"]
-        if component == "init-container":
-            data["patches"] = [
-                *data.get("patches", []),
-                {"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(FETCHER)},
-            ]
-        into.write_text(yaml.safe_dump(data))
-        found = list(slot_objects(root, "production", GPU, kubectl))
-        assert renderer.checks.check(found, root / "schemas", seen) == [], component
-        into.write_text(text)
+    components = sorted(p.name for p in (root / "apps/vllm/components").iterdir())
+    # Every slot above has these two.
+    for component in set(components) - {"gpu", "read-only-root"}:
+        with taken_up(root, "production", component):
+            for served, serving in SERVED.items():
+                if (served, component) == ("kserve-serverless", "persistent-cache"):
+                    with pytest.raises(RenderingError, match="share a slot's volume"):
+                        checked(GPU, **serving)
+                else:
+                    claimed(checked(GPU, **serving))
+    assert made == admitted(root), "what is rendered and nothing else"
 
 
 def test_environments_of_a_repository_differ_by_their_names_alone(
@@ -214,6 +189,30 @@ def test_every_volume_that_may_be_asked_for_is_encrypted_and_models_may_ask_for_
         assert quota["spec"]["hard"]["persistentvolumeclaims"] == "0"
 
 
+@pytest.mark.parametrize("monitoring", [True, False])
+def test_scrapes_and_rules_are_laid_down_once_in_a_cluster_where_the_operator_is_and_init_says_so(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch, monitoring: bool
+) -> None:
+    layout = Layout(ENVIRONMENTS, "argocd", "gke", remote=URL, monitoring=monitoring)
+    root = lay_files(tmp_path / "r", layout)
+    found = renderer.render(root, {"resources": ["../clouds/gke/cluster"]})
+    made = sorted(
+        (o["kind"], o["metadata"]["name"]) for o in found if "monitoring" in o["apiVersion"]
+    )
+    assert made == monitoring * [
+        ("PodMonitor", "gateway"), ("PodMonitor", "model-servers"), ("PodMonitor", "release-states"),
+        ("PrometheusRule", "lockgate-alerts"), ("PrometheusRule", "lockgate-recording"),
+    ]  # fmt: skip
+    for environment in ENVIRONMENTS:
+        own = renderer.render(root, {"resources": [f"../platform/environments/{environment}"]})
+        assert not [o for o in own if "monitoring" in o["apiVersion"]]
+    monkeypatch.setattr(workspace, "lay_down", lambda *_, **__: LaidDown("c" * 40, created=True))
+    said = initialise(Settings(workspace=tmp_path / "workspace"), layout=layout)
+    (line,) = [text for text in said if "alerts" in text]
+    assert line.startswith("no ") is not monitoring
+    assert "clouds/gke/cluster" in line
+
+
 def agent_objects(root: Path) -> list[dict[str, Any]]:
     return [
         document
@@ -260,6 +259,7 @@ def test_nothing_about_models_waits_for_health_and_nothing_prunes_a_route(
         ({"agent": "embedded", "cloud": "eks"}, "embedded cluster"),
         ({"environments": ("a", "a"), "agent": "embedded"}, "each once"),
         ({"environments": (), "agent": "embedded"}, "each once"),
+        ({"agent": "embedded", "monitoring": True}, "no Prometheus operator"),
         ({"environments": ("../etc",), "agent": "embedded"}, "DNS label"),
     ],
 )

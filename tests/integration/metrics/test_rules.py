@@ -31,6 +31,8 @@ from tests.integration.metrics.prometheus_server import running_prometheus
 HERE = Path(__file__).parent
 VLLM = (HERE.parents[1] / "unit" / "serving" / "data" / "vllm-0.32-metrics.txt").read_text()
 ENVOY = (HERE / "data" / "envoy-metrics.txt").read_text()
+# The same page with the names that Envoy Gateway gives its clusters.
+GATEWAY = re.sub(r'name="(tiny-[ab])"', r'name="service/lockgate-local/\1/8000/http"', ENVOY)
 ELSEWHERE = {
     "up",
     "kube_pod_container_status_restarts_total",  # kube-state-metrics
@@ -294,7 +296,7 @@ class Pages:
         self._asked[path] = self._asked.get(path, 0) + 1
         if path == "/states":
             return page([release()])
-        return grown(ENVOY if path == "/gateway" else VLLM, self._asked[path])
+        return grown(GATEWAY if path == "/gateway" else VLLM, self._asked[path])
 
 
 def grown(text: str, times: int) -> str:
@@ -330,7 +332,7 @@ def live(prometheus_binary: Path, tmp_path: Path) -> Iterator[str]:
     jobs = {
         "model-servers": {"static_configs": servers},
         "gateway": {"metrics_path": "/gateway", "static_configs": [
-            {"targets": [pages.host], "labels": {"namespace": "lockgate-local"}}]},
+            {"targets": [pages.host], "labels": {"namespace": "lockgate-gateway"}}]},
         "release-states": {"metrics_path": "/states", "honor_labels": True,
                            "static_configs": [{"targets": [pages.host]}]},
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -33,6 +34,32 @@ def test_every_monitoring_object_fits_its_strict_schema() -> None:
             jsonschema.Draft202012Validator(json.loads(schema.read_text())).validate(item)
             seen.add(item["kind"])
     assert seen == {"PodMonitor", "PrometheusRule"}
+
+
+def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others_are_dropped() -> None:
+    """The name that the release flow looks for by default, by the scrape's own rules."""
+    documents = yaml.safe_load_all((TEMPLATE / "platform/monitoring/podmonitor.yaml").read_text())
+    [gateway] = [d for d in documents if d["metadata"]["name"] == "gateway"]
+    rules = gateway["spec"]["podMetricsEndpoints"][0]["metricRelabelings"]
+
+    def relabelled(cluster: str) -> dict[str, str] | None:
+        labels = {"__name__": "envoy_cluster_upstream_rq_total", "envoy_cluster_name": cluster}
+        for rule in rules:
+            value = ";".join(labels.get(name, "") for name in rule["sourceLabels"])
+            found = re.fullmatch(rule["regex"], value)
+            if rule["action"] == "keep" and found is None:
+                return None
+            if rule["action"] == "replace" and found is not None:
+                labels[rule["targetLabel"]] = found.expand(rule["replacement"].replace("$", "\\"))
+        return {key: labels[key] for key in ("namespace", "model", "slot")}
+
+    def named(service: str) -> str:
+        return Settings().gateway_cluster.format(namespace="lockgate-prod", service=service)
+
+    assert relabelled(named("qwen-a-b")) == {"namespace": "lockgate-prod", "model": "qwen-a", "slot": "b"}
+    assert relabelled(named("m-baseline")) == {"namespace": "lockgate-prod", "model": "m", "slot": "baseline"}
+    for other in ("httproute/lockgate-prod/m/rule/0", named("frontend"), "xds_cluster"):
+        assert relabelled(other) is None, other
 
 
 def state() -> ReleaseState:

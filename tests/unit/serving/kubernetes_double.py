@@ -107,6 +107,10 @@ class Kubernetes:
             return self._ask("POST", kind.path(self.namespace), whole)
         return self._ask("PATCH", kind.path(self.namespace, metadata["name"]), whole)
 
+    def create(self, kind: Kind, namespace: str, item: Mapping[str, Any]) -> None:
+        """An object of another namespace than the models'."""
+        self._ask("POST", kind.path(namespace), item)
+
     def delete(self, kind: Kind, name: str) -> None:
         self._ask("DELETE", kind.path(self.namespace, name))
 

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lockgate.domain.approval import manifests_digest
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.engine_support import Capability, lacking, limits, needed
@@ -21,7 +22,8 @@ from lockgate.domain.spec import CanarySpec, CanaryStep, ReleaseSpec, ServingSpe
 from lockgate.errors import RenderingError
 from lockgate.settings import Settings
 from serving.engines.registry import ENGINES, engine
-from serving.manifests import render
+from serving.manifests import bases_digest, pod_template, render
+from serving.manifests.test_job import job
 from tasks import engine_limits
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
@@ -255,3 +257,88 @@ def test_what_a_canary_needs_is_all_that_it_asks_for() -> None:
         Capability.EMBEDDED_CLUSTER, Capability.RECREATE, Capability.IDLE_OLD_VERSION
     }  # fmt: skip
     assert set(needed(recreate, first_release=True, embedded=False)) == always
+
+
+@pytest.mark.parametrize("name", KSERVE)
+def test_an_edited_base_is_another_candidate_of_kserves_too(
+    repo: Path, kubectl: Path, name: str
+) -> None:
+    candidate = occupant("one", name).candidate
+
+    def digest() -> Digest:
+        return bases_digest("smol", "local", candidate, repo, kubectl=kubectl)
+
+    before = digest()
+    assert digest() == before
+    path = repo / "apps/vllm/base/deployment.yaml"
+    path.write_text(path.read_text().replace("runAsUser: 2000", "runAsUser: 2001"))
+    assert digest() != before
+
+
+@pytest.mark.parametrize("name", KSERVE)
+def test_a_candidate_of_kserves_is_measured_in_a_pod_of_its_own(
+    repo: Path, kubectl: Path, name: str
+) -> None:
+    candidate = occupant("one", name).candidate
+    template = pod_template("smol", "local", candidate, repo, kubectl=kubectl)
+    made = job(
+        template, candidate, name="t", namespace="tests", lifetime_seconds=60, node_selector={}
+    )
+    kubernetes_validate.validate(made, "1.35", strict=True)
+    spec = made["spec"]["template"]["spec"]
+    vllm = engine("vllm")
+    assert spec["containers"][0]["args"] == vllm.arguments(
+        candidate.serving, model_path="/models", host="0.0.0.0", port=vllm.port
+    )
+    [weights] = [v["image"]["reference"] for v in spec["volumes"] if "image" in v]
+    assert weights == str(candidate.model)
+
+
+def test_a_cache_that_outlives_pods_is_one_of_each_slot(repo: Path, kubectl: Path) -> None:
+    own = repo / "apps/vllm/environments/local/kustomization.yaml"
+    data = yaml.safe_load(own.read_text())
+    data["components"].append("../../components/persistent-cache")
+    own.write_text(yaml.safe_dump(data))
+    both = state("kserve", b=occupant("two", "kserve"), phase=Phase.CANARY, step=0, weight=5)
+    for found in (committed(both, repo, kubectl), committed(both, repo, NO_KUBECTL)):
+        for slot in "ab":
+            spec = found[f"LLMInferenceService/smol-{slot}"]["spec"]["template"]
+            [claim] = [v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+            assert claim["claimName"] == f"smol-{slot}"
+            claimed = found[f"PersistentVolumeClaim/smol-{slot}"]
+            assert claimed["metadata"]["labels"]["lockgate.dev/slot"] == slot
+    after = committed(state("kserve", 2), repo, NO_KUBECTL)
+    assert "PersistentVolumeClaim/smol-b" not in after, "it goes with the slot's candidate"
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        {"engine": "kserve"},
+        {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
+        {"resources": {"gpu": 1}, "parallel": {"pipeline": 2, "nodes": 2}},
+    ],
+    ids=["kserve", "scaled", "several nodes"],
+)
+def test_what_is_approved_stays_the_same_while_weights_sizes_and_scalers_follow_the_phase(
+    repo: Path, kubectl: Path, serving: dict[str, Any]
+) -> None:
+    engine_name = serving.get("engine", "vllm")
+    both = {
+        slot: occupant(name, **{"engine_name": engine_name, **serving, "engine": engine_name})
+        for slot, name in (("a", "one"), ("b", "two"))
+    }
+    digests = set()
+    for generation, changes in enumerate(
+        (
+            {"phase": Phase.DEPLOYING},
+            {"phase": Phase.CANARY, "step": 1, "weight": 25},
+            {"phase": Phase.BAKING, "stable": Slot.B},
+        )
+    ):
+        files = render(state(engine_name, generation, **both, **changes), repo, kubectl=kubectl)
+        for path, text in files.items():
+            (repo / path).parent.mkdir(parents=True, exist_ok=True)
+            (repo / path).write_text(text)
+        digests.add(manifests_digest(files))
+    assert len(digests) == 1

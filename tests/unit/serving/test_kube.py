@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +17,12 @@ import pytest
 from kubernetes import client
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kubernetes_double import PODS, ROUTES, Kubernetes
+from kubernetes_double import PODS, ROUTES, Kubernetes, live_pod
 
 from lockgate.adapters.kube import ArgoCd, Flux, Reader, SyncWebhook
 from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOMIZATIONS
 from lockgate.adapters.kube.kserve import INFERENCE_SERVICES, LLM_SERVICES
-from lockgate.adapters.kube.models import DEPLOYMENTS
+from lockgate.adapters.kube.models import DEPLOYMENTS, GROUPS
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import lagging
 from lockgate.domain.digests import Digest
@@ -106,8 +107,8 @@ def manifests(wanted: ReleaseState) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
-    kinds = (APPLICATIONS, KUSTOMIZATIONS, GIT_REPOSITORIES, LLM_SERVICES, INFERENCE_SERVICES)
-    made = Kubernetes(NAMESPACE, kinds)
+    agents = (APPLICATIONS, KUSTOMIZATIONS, GIT_REPOSITORIES)
+    made = Kubernetes(NAMESPACE, (*agents, GROUPS, LLM_SERVICES, INFERENCE_SERVICES))
     yield made
     made.close()
 
@@ -484,21 +485,93 @@ def test_a_commit_asks_the_agents_webhook_as_a_git_host_would_and_signs_what_it_
         hook.server.server_close()
 
 
-def test_metrics_are_read_from_every_pod_and_from_the_gateways_cluster_of_the_slot(
-    kubernetes: Kubernetes,
+def test_metrics_are_read_from_every_pod_and_from_every_proxys_cluster_of_the_slot(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kubernetes.sync(manifests(canary(4)))
     kubernetes.settle()
-    gateway = Gateway("https://{model}", "http://gw:15090/stats", "out|{service}.{namespace}")
+    gateway = Gateway("https://{model}", "http://gw.test:19001/stats", "s/{namespace}/{service}")
     observed = KubernetesCluster("prod", gateway=gateway, remote="r", reader=kubernetes.reader())
+    proxies, resolve = ["10.0.0.7"], socket.getaddrinfo
+
+    def resolved(host: str, port: int, *more: Any, **options: Any) -> Any:
+        if host == "gw.test":
+            return [(0, 0, 0, "", (address, port)) for address in proxies]
+        return resolve(host, port, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     targets = {t.instance: t for t in observed.scrape_targets("smol")}
-    assert targets["gateway-b"].cluster == "out|smol-b.lockgate-prod"
-    assert targets["gateway-b"].url == "http://gw:15090/stats"
+    assert targets["gateway-b"].cluster == "s/lockgate-prod/smol-b"
+    assert targets["gateway-b"].url == "http://gw.test:19001/stats"
     (pod,) = [t for name, t in targets.items() if name.startswith("smol-b-")]
     assert pod.url == "http://127.0.0.1:8000/metrics"
+    proxies.append("10.0.0.8")
+    read = {t.instance: t.url for t in observed.scrape_targets("smol") if t.cluster and t.slot == "b"}
+    assert read == {
+        "gateway-b-10.0.0.7": "http://10.0.0.7:19001/stats",
+        "gateway-b-10.0.0.8": "http://10.0.0.8:19001/stats",
+    }
     assert observed.gateway_url("smol") == "https://smol"
     with pytest.raises(ClusterError, match="nothing of other was deployed"):
         observed.gateway_url("other")
+
+
+def group(wanted: ReleaseState, slot: Slot, *, replicas: int = 2) -> dict[str, Any]:
+    """A slot over several nodes, its controller up to date and every group ready."""
+    deployment = next(i for i in manifests(wanted) if i["metadata"]["name"] == f"smol-{slot}")
+    template = deployment["spec"]["template"]
+    pods = {"size": 2, "leaderTemplate": template, "workerTemplate": template}
+    return {
+        "kind": "LeaderWorkerSet",
+        "metadata": {**deployment["metadata"], "generation": 3},
+        "spec": {"replicas": replicas, "leaderWorkerTemplate": pods},
+        "status": {
+            "observedGeneration": 3,
+            "replicas": replicas,
+            "readyReplicas": replicas,
+            "updatedReplicas": replicas,
+        },
+    }
+
+
+def group_pod(item: dict[str, Any], number: int, place: int, *, ready: bool = True) -> Any:
+    template = item["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    labels = {
+        **template["metadata"]["labels"],
+        "leaderworkerset.sigs.k8s.io/worker-index": str(place),
+    }
+    name = f"{item['metadata']['name']}-{number}" + (f"-{place}" if place else "")
+    return live_pod(name, labels, template, ready=ready)
+
+
+def test_a_slot_over_several_nodes_is_as_many_servers_as_it_has_leaders(
+    kubernetes: Kubernetes,
+) -> None:
+    kubernetes.sync(manifests(canary(4)))
+    kubernetes.delete(DEPLOYMENTS, "smol-b")
+    kubernetes.settle()
+    made = group(canary(4), Slot.B)
+    for number in (0, 1):
+        for place in (0, 1):
+            kubernetes.put(PODS, group_pod(made, number, place))
+    kubernetes.put(GROUPS, made)
+    observed = cluster(kubernetes)
+    assert observed.carry_out(COMMIT, canary(4), timeout_seconds=0)
+    slot = observed.slot_status("smol", "b")
+    assert slot is not None
+    assert (slot.desired, slot.ready, slot.updated, slot.settled) == (2, 2, 2, True)
+    assert {pod.name for pod in slot.pods} == {"smol-b-0", "smol-b-1"}
+    # One leader is up before its worker: the group is not, and only the controller knows.
+    made["status"]["readyReplicas"] = 1
+    kubernetes.put(GROUPS, made)
+    kubernetes.put(PODS, group_pod(made, 1, 1, ready=False))
+    slot = observed.slot_status("smol", "b")
+    assert slot is not None
+    assert (slot.updated, slot.settled) == (1, False)
+    kubernetes.put(GROUPS, {**made, "metadata": {**made["metadata"], "generation": 4}})
+    assert "slot b: its controller has not looked" in missing(kubernetes, canary(4))
+    kubernetes.delete(GROUPS, "smol-b")
+    assert "slot b is empty" in missing(kubernetes, canary(4))
 
 
 def llm_service(slot: str, weights: dict[str, int], generation: int = 3) -> dict[str, Any]:
