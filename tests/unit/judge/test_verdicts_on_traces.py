@@ -212,6 +212,40 @@ def test_values_that_are_not_numbers_are_an_outage_of_that_metric() -> None:
     assert metric(report, "ttft").verdict is Verdict.METRICS_OUTAGE
 
 
+@pytest.mark.parametrize("value", [10**400, 1.7e308, 1e30])
+def test_absurd_values_are_no_values_and_hide_no_other_regression(value: float) -> None:
+    def lying(row: dict[str, Any]) -> dict[str, Any]:
+        if row["time"] != 20 or row["track"] != "canary" or not row["histograms"]:
+            return row
+        liar = {**row["histograms"]["vllm:time_to_first_token_seconds"], "sum": value}
+        counters = {**row["counters"], finished("stop"): value}
+        return {
+            **row,
+            "counters": counters,
+            "histograms": {**row["histograms"], "vllm:time_to_first_token_seconds": liar},
+        }
+
+    worse = Server(itl=0.4, length_share=0.9)
+    report = judge_lines(trace(Server(), worse, 60, 1, edit=lying), config(hold_s=30.0))
+    assert report.verdict is Verdict.FAIL
+    honest = judge_lines(trace(Server(), Server(), 60, 1, edit=lying), config())
+    assert honest.verdict is not Verdict.FAIL
+
+
+def test_a_counter_that_could_not_be_read_at_first_is_not_taken_for_news() -> None:
+    """What an old server had counted before the step is nobody's regression, though its first scrape was no good."""
+
+    def old(row: dict[str, Any]) -> dict[str, Any]:
+        failed = 'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}'
+        if row["instance"] == "gateway" and row["track"] == "canary":
+            unread = None if row["time"] == 0 else 90.0
+            return {**row, "counters": {**row["counters"], failed: unread}}
+        return row
+
+    report = judge_lines(trace(Server(), Server(), 20, 1, edit=old), config())
+    assert metric(report, "gateway_errors").estimate == 0
+
+
 def test_no_traffic_is_insufficient_data_and_past_the_budget_it_is_called_futile() -> None:
     idle = Server(rate=0.0)
     report = judge_lines(trace(idle, idle, 60, 1), config(time_budget_s=50.0))
