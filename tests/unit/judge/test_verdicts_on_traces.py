@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -349,6 +350,33 @@ def test_request_rows_alone_show_slow_first_bytes_and_errors() -> None:
     report = judge_lines(lines, config())
     assert metric(report, "ttft").verdict is Verdict.FAIL
     assert metric(report, "gateway_errors").n_canary >= 8
+
+
+@pytest.mark.parametrize("track", ["baseline", "canary"])
+def test_a_pod_that_has_yet_to_start_is_not_a_dead_one(track: str) -> None:
+    """Evicted, and another one in its place: that loads its model for half a minute, and was never up before."""
+
+    def joined(lines: Iterator[str], killed: bool) -> Iterator[str]:
+        for line in lines:
+            row = json.loads(line)
+            dead = killed and row["instance"] == "canary-0" and row["time"] >= 60
+            yield json.dumps({**row, "up": row["up"] and not dead})
+            if row["instance"] == f"{track}-0" and 20 <= row["time"] < 50:
+                new = {"time": row["time"], "track": track, "instance": f"{track}-1", "up": False}
+                yield json.dumps(new)
+
+    report = judge_lines(joined(trace(Server(), Server(), 40, 2), False), config(hold_s=60.0))
+    assert metric(report, "crashes").verdict is Verdict.PASS
+    report = judge_lines(joined(trace(Server(), Server(), 70, 2), True), config(hold_s=80.0))
+    assert metric(report, "crashes").verdict is Verdict.FAIL, "nor does it excuse the other track"
+
+
+def test_a_canary_that_is_dead_when_its_step_begins_fails() -> None:
+    def dead(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "up": row["instance"] != "canary-0"}
+
+    report = judge_lines(trace(Server(), Server(), 20, 2, edit=dead), config())
+    assert metric(report, "crashes").verdict is Verdict.FAIL
 
 
 def test_pods_that_come_and_go_are_no_crash_and_keep_their_counts() -> None:
