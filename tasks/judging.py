@@ -58,6 +58,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         step_start=start,
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
+        minimum_requests=step.min_requests,
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
         canary_weight=0.5 if state.fresh_baseline and step.weight else _share(step),
     )
