@@ -58,6 +58,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         step_start=start,
         settle_s=min(SETTLE_SECONDS, step.min_seconds / 2),
         hold_s=step.min_seconds,
+        minimum_requests=step.min_requests,
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
         canary_weight=0.5 if state.fresh_baseline and step.weight else _share(step),
     )
@@ -136,6 +137,7 @@ class StepJudge:
         self._compared_until = math.inf if ended is None else parse_time(ended).timestamp()
         self._objectives: Objectives | None = None
         self._judge: Judge | None = None
+        self._decided: JudgeReport | None = None
         both = False
         if self._baking:
             compared = state.weight > 0 or state.control_ended is not None
@@ -165,11 +167,18 @@ class StepJudge:
             self._objectives.observe(record)
 
     def decided(self) -> JudgeReport | None:
-        """The report once a pass or a fail was reached; of a bake a fail only: it is judged to its end."""
-        if not self._baking:
-            return self._judge.decided() if self._judge is not None else None
-        report = self.look(None)
-        return report if report is not None and report.verdict is Verdict.FAIL else None
+        """The report of the moment at which a pass or a fail was reached; of a bake a fail only: it is judged to its end.
+
+        A step that has passed may wait long for its raise. It is judged on, and a fail takes the place of the pass.
+        """
+        if self._decided is not None and self._decided.verdict is Verdict.FAIL:
+            return self._decided
+        report = self.look(None) if self._baking or self._judge is None else self._judge.decided()
+        if report is None or (self._baking and report.verdict is not Verdict.FAIL):
+            return None
+        if self._decided is None or report.verdict is Verdict.FAIL:
+            self._decided = report
+        return self._decided
 
     def look(self, now: float | None) -> JudgeReport | None:
         compared = self._judge.look(now) if self._judge is not None else None

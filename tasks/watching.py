@@ -309,9 +309,8 @@ class Watcher:
         self._conclude(judge.decided() or report)
 
     def _conclude(self, report: JudgeReport | None) -> None:
-        """Turn a report that says anything into the verdict of the look; a decision stands once it is reached."""
-        decided = self._verdict_is("fail") or (self._canary and self._verdict_is("pass"))
-        if report is None or decided:
+        """Turn a report that says anything into the verdict of the look."""
+        if report is None or report is self._report:
             return
         at = report.decided_at or report.time or time.time()
         self._report = report

@@ -2,7 +2,7 @@
 
 A target that refuses the connection, or whose process is known to be gone, is down (`up: false`). One that hangs, or answers
 nonsense, leaves no line: nothing is known about it, and the judge sees an outage of metrics, not a crash. A value that is not
-a finite number >= 0 is left out and named.
+a finite number >= 0, or a histogram that is none, is left out and named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from lockgate.domain.trace import Histogram, RequestRow, Scrape, Track
+from lockgate.domain.trace import Histogram, RequestRow, Scrape, Track, proper_histogram, usable
 from lockgate.errors import MetricsError
 
 ENGINE_PREFIXES = ("vllm:", "http_requests_total", "process_start_time_seconds")
@@ -127,11 +127,10 @@ def parse_metrics(
     invalid: set[str] = set()
     try:
         for kind, name, labels, value in _samples(text, cluster):
-            usable = math.isfinite(value) and value >= 0
             if kind == "histogram":
                 base, part = name.rsplit("_", 1)
                 key = _key(base, labels, without=("le",))
-                if not usable:
+                if not usable(value):
                     invalid.add(key)
                 elif part == "bucket":
                     bounds = buckets.setdefault(key, {})
@@ -141,7 +140,7 @@ def parse_metrics(
                     sums[key] = sums.get(key, 0.0) + value
                 continue
             key = _key(name, labels)
-            if not usable:
+            if not usable(value):
                 invalid.add(key)
             else:
                 into = counters if kind == "counter" else gauges
@@ -151,10 +150,11 @@ def parse_metrics(
     histograms = {}
     for key, bounds in buckets.items():
         le = tuple(sorted(bounds))
-        if key in invalid or key not in sums or le[-1] != math.inf:
+        found = proper_histogram(le, [bounds[b] for b in le], sums.get(key, math.nan))
+        if key in invalid or found is None:
             invalid.add(key)
-            continue
-        histograms[key] = Histogram(le, tuple(bounds[b] for b in le), sums[key])
+        else:
+            histograms[key] = found
     if not counters and not histograms and not gauges and not invalid:
         raise MetricsError("none of the expected metrics is there")
     return counters, histograms, gauges, tuple(sorted(invalid))

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from lockgate.domain.trace import Histogram, Scrape, Track
+from lockgate.domain.trace import Histogram, Scrape, Track, proper_histogram, usable
 from lockgate.errors import MetricsError
 
 _ENGINE = "vllm:.*|http_requests_total|process_start_time_seconds"
@@ -149,7 +149,7 @@ def _add(
     base, _, part = name.rpartition("_")
     histogram = "le" in labels or part in ("sum", "count")
     key = _key(base if histogram else name, labels, without | {"le"})
-    if not (math.isfinite(value) and value >= 0):
+    if not usable(value):
         scrape.invalid.add(key)
     elif "le" in labels:
         bounds = scrape.buckets.setdefault(key, {})
@@ -174,10 +174,11 @@ def _scrape(samples: _Samples, time: float, track: Track, instance: str) -> Scra
     histograms: dict[str, Histogram] = {}
     for key, bounds in samples.buckets.items():
         le = tuple(sorted(bounds))
-        if key in samples.invalid or key not in samples.sums or le[-1] != math.inf:
+        found = proper_histogram(le, [bounds[b] for b in le], samples.sums.get(key, math.nan))
+        if key in samples.invalid or found is None:
             samples.invalid.add(key)
-            continue
-        histograms[key] = Histogram(le, tuple(bounds[b] for b in le), samples.sums[key])
+        else:
+            histograms[key] = found
     return Scrape(
         time, track, instance, True, samples.counters, histograms, samples.gauges,
         tuple(sorted(samples.invalid)),

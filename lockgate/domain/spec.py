@@ -150,6 +150,8 @@ class CanaryStep(Frozen):
     """False for a small safety step: at unequal load a latency comparison is not like with like."""
     min_seconds: Seconds = 60
     """A pass is not taken earlier."""
+    min_requests: Annotated[int, Field(ge=1)] = 20
+    """A pass is not taken before the canary has finished so many. A `header` step counts none."""
     max_seconds: Seconds = 600
     """Time budget: without a verdict by then the step ends as insufficient data."""
     approval: bool = False

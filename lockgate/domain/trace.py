@@ -15,7 +15,8 @@ Times are seconds on one clock. Counters and histograms are cumulative since the
 `up` false means that the instance is known to be dead or unreachable; a scrape that merely failed
 must leave no line (its absence is then seen as an outage, not as a crash).
 
-A value that is not a finite number >= 0 is not evidence: it is dropped and named in `invalid`.
+A value that is not a finite number >= 0, or larger than any count can be, is not evidence: it is dropped and named in
+`invalid`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,10 @@ from lockgate.errors import UsageError
 
 Track = Literal["baseline", "canary"]
 TRACKS: tuple[Track, Track] = ("baseline", "canary")
+
+
+LARGEST = 2.0**53
+"""Beyond it a float does not count by ones any more."""
 
 
 class TraceError(UsageError, ValueError):
@@ -58,7 +63,7 @@ class Scrape:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     invalid: tuple[str, ...] = ()
-    """Samples that were present but no finite number >= 0, or no proper histogram."""
+    """Samples that were present but no number that may be one, or no proper histogram."""
 
 
 @dataclass(frozen=True)
@@ -75,39 +80,47 @@ class RequestRow:
     bytes_out: float | None = None
 
 
+def usable(value: float) -> bool:
+    """Whether a sample may have this value."""
+    return 0 <= value <= LARGEST
+
+
+def proper_histogram(
+    le: Sequence[float], cumulative: Sequence[float], total: float
+) -> Histogram | None:
+    """None where it is no proper one: rising bounds that end in +Inf, usable counts that never fall."""
+    if not le or len(le) != len(cumulative) or le[-1] != math.inf:
+        return None
+    rising = all(a < b for a, b in itertools.pairwise(le))
+    monotone = all(a <= b for a, b in itertools.pairwise(cumulative))
+    if not rising or not monotone or not all(map(usable, (*cumulative, total))):
+        return None
+    return Histogram(tuple(le), tuple(cumulative), total)
+
+
 def _number(value: Any) -> float | None:
-    """A finite number >= 0, or None."""
+    """A usable number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    number = float(value)
-    return number if math.isfinite(number) and number >= 0 else None
+    return float(value) if usable(value) else None
 
 
 def _histogram(data: Any) -> Histogram | None:
-    """A proper histogram, or None: rising bounds that end in +Inf, counts that never fall."""
+    """A proper histogram, or None."""
     if not isinstance(data, Mapping):
         return None
     le_raw, cumulative_raw = data.get("le"), data.get("cumulative")
     if not isinstance(le_raw, list) or not isinstance(cumulative_raw, list):
         return None
-    if not le_raw or len(le_raw) != len(cumulative_raw):
+    try:
+        bounds = [float(raw) for raw in le_raw]
+    except (TypeError, ValueError, OverflowError):
         return None
-    bounds: list[float] = []
-    for raw in le_raw:
-        try:
-            bounds.append(float(raw))
-        except (TypeError, ValueError):
-            return None
     counts = [_number(c) for c in cumulative_raw]
     total = _number(data.get("sum"))
-    if total is None or any(c is None for c in counts) or bounds[-1] != math.inf:
+    if total is None or any(c is None for c in counts):
         return None
-    known = [c for c in counts if c is not None]
-    rising = all(a < b for a, b in itertools.pairwise(bounds))
-    monotone = all(a <= b for a, b in itertools.pairwise(known))
-    if not rising or not monotone:
-        return None
-    return Histogram(tuple(bounds), tuple(known), total)
+    return proper_histogram(bounds, [c for c in counts if c is not None], total)
 
 
 def parse_record(data: Any) -> Scrape | RequestRow:
@@ -115,7 +128,7 @@ def parse_record(data: Any) -> Scrape | RequestRow:
     if not isinstance(data, Mapping):
         raise TraceError(f"a trace line must be a JSON object, not {type(data).__name__}")
     time = data.get("time")
-    if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time):
+    if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) <= LARGEST:
         raise TraceError(f"a trace line needs a finite `time`, got {time!r}")
     track = data.get("track")
     if track not in TRACKS:
@@ -181,7 +194,7 @@ def parse_line(line: str) -> Scrape | RequestRow:
     """One line of a trace. Raises TraceError on anything that is not in the format."""
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"a trace line is not JSON: {line[:120]!r}") from error
     return parse_record(data)
 

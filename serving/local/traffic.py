@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,12 +212,13 @@ async def drive(
     rate: float,
     seconds: float,
     seed: int = 0,
+    requests: Iterable[Request] | None = None,
     on_row: Callable[[Row], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> Summary:
     """Send the plan to the gateway at `url` (without `/v1`) and return the counts once every answer has ended.
 
-    `on_row` is told of each request as it ends. When `stop` is set nothing new is sent; what is under way is read to its end.
+    `requests`, in order of time, take the place of the plan of `rate`, `seconds` and `seed`. `on_row` is told of each request as it ends. When `stop` is set nothing new is sent; what is under way is read to its end.
     """
     url = url.rstrip("/").removesuffix("/v1")
     stop = stop or asyncio.Event()
@@ -236,7 +237,7 @@ async def drive(
             if on_row is not None:
                 on_row(row)
 
-        for request in plan(rate, seconds, seed):
+        for request in plan(rate, seconds, seed) if requests is None else requests:
             wait = request.at - (time.monotonic() - began)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(0.0, wait))

@@ -3,7 +3,8 @@
 A restart is seen in counters that fell or a process start time that moved, a death in `up: false`
 for longer than `down_after_s`, a stall in requests running or waiting while no counter of the
 instance moves for `stall_after_s`. An instance that simply stops being scraped is none of these:
-pods are scaled and metrics get lost; that is an outage when the whole track is silent. A track in
+pods are scaled and metrics get lost; that is an outage when the whole track is silent. One that joins
+its track later and was never up is none either: it has yet to start. A track in
 which the gateway has seen no live server for `absent_after_s`, while the other one had some, has
 crashed as a whole, whatever its instances' own metrics do or do not say.
 """
@@ -23,6 +24,8 @@ _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 @dataclass
 class _Life:
     track: Track
+    joined: bool
+    """Whether its track was there for a block's time before it."""
     down_since: float | None = None
     counted_down: bool = False
     engine: bool = False
@@ -48,6 +51,7 @@ class HealthWatch:
     incidents: list[Incident] = field(default_factory=list)
     last_usable: dict[Track, float] = field(default_factory=dict)
     _lives: dict[tuple[Track, str], _Life] = field(default_factory=dict)
+    _began: dict[Track, float] = field(default_factory=dict)
     _absent_since: dict[Track, float | None] = field(default_factory=dict)
     """None: the gateway has a live server of the track. Without an entry it never had one in this trace."""
     _counted_absent: set[Track] = field(default_factory=set)
@@ -55,9 +59,12 @@ class HealthWatch:
     def notice(self, scrape: Scrape, increments: Increments) -> None:
         """Take one scrape (in order of time an instance) and what it added; says in `increments`
         for how long an engine served."""
-        life = self._lives.setdefault((scrape.track, scrape.instance), _Life(scrape.track))
+        began = self._began.setdefault(scrape.track, scrape.time)
+        joined = scrape.time > began + self.config.block_s
+        life = self._lives.setdefault((scrape.track, scrape.instance), _Life(scrape.track, joined))
         if not scrape.up:
-            self._down(scrape, life)
+            if life.last_up is not None or not life.joined:
+                self._down(scrape, life)
             return
         if scrape.counters or scrape.histograms:
             self.last_usable[scrape.track] = scrape.time

@@ -3,7 +3,7 @@ and go; and from these to a crash count.
 
 The first scrape of an instance is a reference only: what it had counted before (a smoke
 generation, earlier traffic) is not this trace's. A sample that is absent from a scrape and there in
-the next has counted from zero. A sample that fell has been reset: all of its value is new.
+the next has counted from zero; of one that was no number at first, the first number is a reference. A sample that fell has been reset: all of its value is new.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ class _Instance:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     started: float | None = None
     time: float | None = None
+    unread: set[str] = field(default_factory=set)
+    """Samples that were no numbers before they ever were: what they had counted by then is not known."""
 
 
 def _is_engine(sample: str) -> bool:
@@ -151,7 +153,7 @@ class IncrementReader:
             if value < before:
                 out.restarted = out.restarted or _is_engine(name)
                 before = 0.0
-            if not first and value > before:
+            if not first and value > before and name not in last.unread:
                 out.counters[name] = value - before
             last.counters[name] = value
         for name, histogram in scrape.histograms.items():
@@ -171,10 +173,12 @@ class IncrementReader:
                     out.restarted = out.restarted or _is_engine(name)
                 else:
                     counts, total = step, histogram.sum - previous.sum
-            if not first and counts.sum() > 0:
+            if not first and counts.sum() > 0 and name not in last.unread:
                 out.histograms[name] = moments_of(histogram.le, counts, total)
                 out.buckets[name] = Buckets(histogram.le, counts)
             last.histograms[name] = histogram
+        known = {*last.counters, *last.histograms}
+        last.unread = {*last.unread, *scrape.invalid} - known
         last.time = scrape.time
         return out
 

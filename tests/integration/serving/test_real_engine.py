@@ -19,32 +19,20 @@ import pytest
 from cluster_world import TEMPLATE, World
 
 from lockgate import environments
-from lockgate.adapters import sources
 from lockgate.adapters.metrics import scrape
 from lockgate.adapters.oci import open_store
-from lockgate.adapters.oci.package import push_model
-from lockgate.adapters.oci.runtime import push_runtime
-from lockgate.adapters.signing import KeySigner, attest, generate_key, sign_image
-from lockgate.domain.attestation import (
-    GATE_TYPE,
-    PROVENANCE_TYPE,
-    Materials,
-    gate_predicate,
-    provenance,
-)
-from lockgate.domain.candidates import Candidate
+from lockgate.adapters.signing import KeySigner, generate_key
 from lockgate.domain.digests import Digest
-from lockgate.domain.gates.base import REQUIRED_GATES, Decision, GateReport, GateResult
-from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import BUILDER, SigningPolicy
+from lockgate.domain.gates.base import REQUIRED_GATES
+from lockgate.domain.policy import SigningPolicy
 from lockgate.domain.release_state import Occupant, Phase, Slot
-from lockgate.domain.sources import ModelRevision, SourceKind
-from lockgate.domain.spec import Recipe, ServingSpec
+from lockgate.domain.spec import ServingSpec
 from lockgate.errors import ServingError
 from serving.ephemeral import serve
 from serving.local.cluster import LocalCluster
 from serving.processes import ProcessId
 from serving.smoke import smoke_generation
+from tests import published
 
 TIME = "2026-01-02T03:04:05+00:00"
 SERVING = ServingSpec(
@@ -164,50 +152,9 @@ def publish(world: World, model: Path, **changes: Any) -> Occupant:
     """Packages, signs and attests a candidate as the supply chain does."""
     store = open_store(f"oci:{world.root / 'store'}")
     signer = KeySigner(world.root / "key")
-    snapshot = sources.read_snapshot(model)
-    image = push_model(store, "lockgate.local/models/smol", model, snapshot, labels={})
-    runtime: ImageRef = push_runtime(
-        store,
-        "lockgate.local/runtimes/vllm",
-        environment_digest=Digest(environments.environment_digest("serving")),
-        lock_file=environments.lock_file("serving"),
-        engine="vllm",
-    )
     serving = SERVING.model_copy(update=changes)
-    candidate = Candidate(model=image, runtime=runtime, serving=serving)
-    results = tuple(
-        GateResult(gate=gate, decision=Decision.PASS, reasons=("measured",))
-        for gate in REQUIRED_GATES
-    )
-    predicate = gate_predicate(
-        candidate,
-        policy=Digest.of_bytes(b"policy"),
-        evidence={"evaluation": Digest.of_bytes(b"scores")},
-        report=GateReport(candidate=candidate.digest, results=results),
-        decided_at=TIME,
-    )
-    sign_image(store, runtime, signer)
-    sign_image(store, image, signer)
-    attest(
-        store,
-        image,
-        signer,
-        PROVENANCE_TYPE,
-        provenance(
-            materials=Materials(
-                revision=ModelRevision(repo="org/smol", commit="0" * 40),
-                kind=SourceKind.HUB,
-                source=snapshot,
-            ),
-            snapshot=snapshot.digest,
-            recipe=Recipe.NONE,
-            builder=BUILDER,
-            versions={"lockgate": "0"},
-            invocation="test",
-        ),
-    )
-    attest(store, image, signer, GATE_TYPE, predicate)
-    return Occupant(candidate=candidate, release="r1", evidence=predicate.content_digest())
+    candidate, evidence = published.publish(store, signer, model, serving, decided_at=TIME)
+    return Occupant(candidate=candidate, release="r1", evidence=evidence)
 
 
 def test_a_signed_candidate_is_served_and_its_streams_end_whole_when_it_is_taken_away(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -212,6 +213,40 @@ def test_values_that_are_not_numbers_are_an_outage_of_that_metric() -> None:
     assert metric(report, "ttft").verdict is Verdict.METRICS_OUTAGE
 
 
+@pytest.mark.parametrize("value", [10**400, 1.7e308, 1e30])
+def test_absurd_values_are_no_values_and_hide_no_other_regression(value: float) -> None:
+    def lying(row: dict[str, Any]) -> dict[str, Any]:
+        if row["time"] != 20 or row["track"] != "canary" or not row["histograms"]:
+            return row
+        liar = {**row["histograms"]["vllm:time_to_first_token_seconds"], "sum": value}
+        counters = {**row["counters"], finished("stop"): value}
+        return {
+            **row,
+            "counters": counters,
+            "histograms": {**row["histograms"], "vllm:time_to_first_token_seconds": liar},
+        }
+
+    worse = Server(itl=0.4, length_share=0.9)
+    report = judge_lines(trace(Server(), worse, 60, 1, edit=lying), config(hold_s=30.0))
+    assert report.verdict is Verdict.FAIL
+    honest = judge_lines(trace(Server(), Server(), 60, 1, edit=lying), config())
+    assert honest.verdict is not Verdict.FAIL
+
+
+def test_a_counter_that_could_not_be_read_at_first_is_not_taken_for_news() -> None:
+    """What an old server had counted before the step is nobody's regression, though its first scrape was no good."""
+
+    def old(row: dict[str, Any]) -> dict[str, Any]:
+        failed = 'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}'
+        if row["instance"] == "gateway" and row["track"] == "canary":
+            unread = None if row["time"] == 0 else 90.0
+            return {**row, "counters": {**row["counters"], failed: unread}}
+        return row
+
+    report = judge_lines(trace(Server(), Server(), 20, 1, edit=old), config())
+    assert metric(report, "gateway_errors").estimate == 0
+
+
 def test_no_traffic_is_insufficient_data_and_past_the_budget_it_is_called_futile() -> None:
     idle = Server(rate=0.0)
     report = judge_lines(trace(idle, idle, 60, 1), config(time_budget_s=50.0))
@@ -315,6 +350,33 @@ def test_request_rows_alone_show_slow_first_bytes_and_errors() -> None:
     report = judge_lines(lines, config())
     assert metric(report, "ttft").verdict is Verdict.FAIL
     assert metric(report, "gateway_errors").n_canary >= 8
+
+
+@pytest.mark.parametrize("track", ["baseline", "canary"])
+def test_a_pod_that_has_yet_to_start_is_not_a_dead_one(track: str) -> None:
+    """Evicted, and another one in its place: that loads its model for half a minute, and was never up before."""
+
+    def joined(lines: Iterator[str], killed: bool) -> Iterator[str]:
+        for line in lines:
+            row = json.loads(line)
+            dead = killed and row["instance"] == "canary-0" and row["time"] >= 60
+            yield json.dumps({**row, "up": row["up"] and not dead})
+            if row["instance"] == f"{track}-0" and 20 <= row["time"] < 50:
+                new = {"time": row["time"], "track": track, "instance": f"{track}-1", "up": False}
+                yield json.dumps(new)
+
+    report = judge_lines(joined(trace(Server(), Server(), 40, 2), False), config(hold_s=60.0))
+    assert metric(report, "crashes").verdict is Verdict.PASS
+    report = judge_lines(joined(trace(Server(), Server(), 70, 2), True), config(hold_s=80.0))
+    assert metric(report, "crashes").verdict is Verdict.FAIL, "nor does it excuse the other track"
+
+
+def test_a_canary_that_is_dead_when_its_step_begins_fails() -> None:
+    def dead(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "up": row["instance"] != "canary-0"}
+
+    report = judge_lines(trace(Server(), Server(), 20, 2, edit=dead), config())
+    assert metric(report, "crashes").verdict is Verdict.FAIL
 
 
 def test_pods_that_come_and_go_are_no_crash_and_keep_their_counts() -> None:

@@ -90,6 +90,42 @@ def test_a_bake_with_a_control_fails_on_errors_that_only_the_new_version_has() -
     assert report.verdict == "fail"
 
 
+def test_a_step_is_not_passed_before_the_requests_that_its_spec_asks_for() -> None:
+    passed_at = []
+    for wanted in (20, 900):
+        step = SPEC.steps[0].model_copy(update={"weight": 50, "min_requests": wanted})
+        state = in_canary(SPEC.model_copy(update={"steps": (step,)})).state
+        assert state.since is not None
+        start = parse_time(state.since).timestamp()
+        judge = StepJudge(state)
+        for pair in zip(
+            scrapes("baseline", start, 120), scrapes("canary", start, 120), strict=True
+        ):
+            for scrape in pair:
+                judge.observe(scrape)
+        report = judge.decided()
+        assert report is not None
+        assert report.decided_at is not None
+        passed_at.append(report.decided_at - start)
+    assert passed_at[0] < 60
+    assert passed_at[1] >= 90, "ten requests a second"
+
+
+def test_the_report_of_a_pass_is_that_of_its_moment() -> None:
+    step = SPEC.steps[0].model_copy(update={"weight": 50})
+    state = in_canary(SPEC.model_copy(update={"steps": (step,)})).state
+    assert state.since is not None
+    start = parse_time(state.since).timestamp()
+    judge = StepJudge(state)
+    seen = set()
+    for pair in zip(scrapes("baseline", start, 120), scrapes("canary", start, 120), strict=True):
+        for scrape in pair:
+            judge.observe(scrape)
+        report = judge.decided()
+        seen.add(report.model_dump_json() if report is not None else None)
+    assert len(seen) == 2
+
+
 def test_a_bake_without_control_is_judged_by_the_objectives_alone_and_says_so() -> None:
     spec = SPEC.model_copy(update={"control_percent": 0, "slos": LEVELS})
     state = in_canary(spec, steps_passed=2).state

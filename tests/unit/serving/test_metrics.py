@@ -20,7 +20,7 @@ from lockgate.adapters.metrics import (
     parse_metrics,
     scrape,
 )
-from lockgate.domain.trace import Track, parse_line, to_line
+from lockgate.domain.trace import Scrape, Track, parse_line, to_line
 from lockgate.errors import MetricsError
 
 VLLM = (Path(__file__).parent / "data" / "vllm-0.32-metrics.txt").read_text()
@@ -90,6 +90,23 @@ def test_a_value_that_is_no_number_is_named_and_left_out() -> None:
     assert 'vllm:request_success_total{finished_reason="stop"}' in invalid
     assert "vllm:time_to_first_token_seconds" not in histograms
     assert "vllm:time_to_first_token_seconds" in invalid
+
+
+@pytest.mark.parametrize(
+    ("told", "lie"),
+    [
+        ('_bucket{engine="0",le="1000.0",model_name="smol"} 2.0', "1.0"),
+        ('_sum{engine="0",model_name="smol"} 64.0', "1e300"),
+    ],
+)
+def test_a_lie_is_left_out_at_once_as_it_is_when_the_trace_is_replayed(told: str, lie: str) -> None:
+    sample = f"vllm:request_generation_tokens{told}"
+    assert sample in VLLM
+    text = VLLM.replace(sample, f"{sample.rpartition(' ')[0]} {lie}")
+    counters, histograms, gauges, invalid = parse_metrics(text)
+    assert "vllm:request_generation_tokens" in invalid
+    seen = Scrape(1.0, "canary", "b-0", True, counters, histograms, gauges, invalid)
+    assert parse_line(to_line(seen)) == seen
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "up 1\n", "# TYPE x counter\nvllm:x{ 1\n"])
