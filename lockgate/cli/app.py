@@ -12,6 +12,7 @@ from lockgate.cli import (
     console,
     deciding,
     demo,
+    explaining,
     hooks,
     images,
     inspecting,
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="lockgate",
     help="Take an open-weights LLM from its source to production vLLM replicas, and back out if it turns out worse.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -51,6 +51,7 @@ workspace.register(app)
 releasing.register(app)
 deciding.register(app)
 inspecting.register(app)
+explaining.register(app)
 images.register(app)
 tracking.register(app)
 hooks.register(app)
