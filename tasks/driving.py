@@ -36,6 +36,7 @@ from lockgate.domain.rollout import (
 from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
 from tasks.approving import asked_again
+from tasks.events import tell_transition
 from tasks.retries import TRANSIENT
 from tasks.steps import step
 from tasks.watching import Watcher
@@ -206,6 +207,7 @@ def apply(
     )  # fmt: skip
     if result.transition is not None:
         logger.info("committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started)
+        tell_transition(result.transition, result.commit)
         _ask_to_sync(workspace, result.commit, result.state)
     return result
 

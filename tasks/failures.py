@@ -17,6 +17,7 @@ from lockgate.domain.base import Frozen
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.errors import LockgateError
 from lockgate.settings import Settings
+from tasks.events import FAILED, tell
 
 logger = logging.getLogger("lockgate.release")
 
@@ -60,6 +61,8 @@ def followed(settings: Settings, spec: ReleaseSpec) -> Iterator[None]:
                 step=error.step, message=error.message, log=str(error.log), next_step=error.next_step,
             )  # fmt: skip
             _write(record, failed)
+            told = failed.model_dump(mode="json", exclude={"model", "environment"})
+            tell(FAILED, spec.model, spec.environment, **told)
             raise
         except BaseException as error:
             logger.debug("%r", error, exc_info=error)

@@ -14,7 +14,7 @@ from lockgate.adapters.scanners import trivy
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.gates import GateReport
+from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
 from lockgate.domain.rollout import Transition, Wait, start
@@ -25,6 +25,7 @@ from serving.manifests import pod_template
 from tasks import durations
 from tasks.bases import rendering_as_described, with_bases
 from tasks.driving import apply
+from tasks.events import REFUSED, tell
 from tasks.retries import TRANSIENT
 from tasks.steps import step
 from tasks.supply import verify
@@ -181,7 +182,13 @@ def with_scans(draft: Draft, prepared: PreparedModel) -> Draft:
 
 def refuse(draft: Draft, gates: GateReport) -> ReleaseOutcome:
     """The outcome of a candidate that its gates keep out. Nothing of it is in Git."""
-    return _outcome(draft, gates, "refused", "; ".join(gates.refusals))
+    gate = next((r.gate for r in gates.results if r.decision is not Decision.PASS), None)
+    reason, candidate = "; ".join(gates.refusals), draft.candidate.digest
+    tell(
+        REFUSED, draft.model, draft.environment, candidate=candidate, gate=gate, reason=reason,
+        measurements=draft.measurements,
+    )  # fmt: skip
+    return _outcome(draft, gates, "refused", reason)
 
 
 def settle(draft: Draft) -> ReleaseOutcome:

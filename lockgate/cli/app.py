@@ -16,6 +16,7 @@ from lockgate.cli import (
     hooks,
     images,
     inspecting,
+    keeping,
     releasing,
     state_metrics,
     tracking,
@@ -53,6 +54,7 @@ deciding.register(app)
 inspecting.register(app)
 explaining.register(app)
 images.register(app)
+keeping.register(app)
 tracking.register(app)
 hooks.register(app)
 state_metrics.register(app)
