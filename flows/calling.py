@@ -35,8 +35,11 @@ def run_step(step: Flow[Any, Result], request: Frozen, result_type: type[Result]
         ),
     )
     if run.state is None or not run.state.is_completed():
-        raise LockgateError(
+        error = LockgateError(
             f"step {step.name} ended {run.state.name if run.state else 'without a state'}",
-            hint=f"read the logs of flow run {run.id} in Prefect; a second release goes on from here",
+            log=f"of flow run {run.id} in Prefect (`prefect flow-run logs {run.id}`)",
+            hint="a second release goes on from here",
         )
+        error.step = step.name
+        raise error
     return received(step.name, request, result_type)

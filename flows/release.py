@@ -43,9 +43,11 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     if draft.already_stable:
         return releasing.settle(draft)
     screened = supply.decide_gates(spec, policy, candidate, prepared)
+    draft = releasing.with_scans(draft, prepared)
     if not supply.may_be_served(screened):
         return releasing.refuse(draft, screened)
     prepared = releasing.with_manifests_scanned(spec, prepared, candidate, policy)
+    draft = releasing.with_scans(draft, prepared)
     templates = releasing.describe_test_pods(spec, candidate, draft.stable)
     measured = run_step(
         measure,

@@ -15,6 +15,7 @@ from lockgate.domain.tracks import Pinned, Track, TrackedEnvironment, TrackedRel
 from lockgate.errors import LockgateError
 from lockgate.settings import Settings
 from tasks import tracking
+from tasks.failures import followed
 from tasks.reporting import record_outcome
 from tasks.tracking import TrackOutcome
 
@@ -31,7 +32,8 @@ MAX_ATTEMPTS = 5
 def release_tracked(tracked: TrackedRelease) -> ReleaseOutcome:
     """The release flow, and a record of how it ended, so that the same revision is not asked for again."""
     try:
-        outcome = release(tracked.request)
+        with followed(Settings(), tracked.request.spec):
+            outcome = release(tracked.request)
     except LockgateError as error:
         tracking.remember_failure(tracked, error)
         raise

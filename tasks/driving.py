@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters.git import Build, CommitResult, Render
@@ -37,7 +36,9 @@ from lockgate.domain.rollout import (
 from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
 from tasks.approving import asked_again
+from tasks.events import tell_transition
 from tasks.retries import TRANSIENT
+from tasks.steps import step
 from tasks.watching import Watcher
 from tasks.workspace import Workspace
 
@@ -48,7 +49,7 @@ TELL_SECONDS = 15.0
 """Reasons for waiting change with every scrape; a log wants fewer."""
 
 
-@task(name="read-state", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="read-state", cache_policy=NO_CACHE, **TRANSIENT)
 def read_state(model: str, environment: str) -> ReleaseState:
     """The newest state at the remote."""
     repository = Workspace.current().gitops
@@ -56,7 +57,7 @@ def read_state(model: str, environment: str) -> ReleaseState:
     return repository.read_state(model, environment)
 
 
-@task(name="releases-under-way", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="releases-under-way", cache_policy=NO_CACHE, **TRANSIENT)
 def releases_under_way(environment: str, model: str | None) -> list[ReleaseState]:
     """States that somebody has to drive on: neither finished nor waiting for a person only."""
     repository = Workspace.current().gitops
@@ -79,7 +80,7 @@ def describe(state: ReleaseState) -> str:
     return f"{state.phase}, generation {state.generation}"
 
 
-@task(
+@step(
     name="observe", task_run_name="observe-{state.phase}-{state.generation}", cache_policy=NO_CACHE
 )
 def observe(state: ReleaseState, until: float | None = None) -> Look | None:
@@ -126,7 +127,7 @@ class _Told:
             logger.info("%s: %s", self.state.phase, answer.reason)
 
 
-@task(name="commit-transition", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="commit-transition", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_observation(state: ReleaseState, observation: Observation) -> ReleaseState:
     """Commit what follows from an observation, on top of the newest state; nothing where it follows no longer. Returns the
     newest state in either case."""
@@ -206,6 +207,7 @@ def apply(
     )  # fmt: skip
     if result.transition is not None:
         logger.info("committed: %s (%.1f s)", result.transition.subject, time.monotonic() - started)
+        tell_transition(result.transition, result.commit)
         _ask_to_sync(workspace, result.commit, result.state)
     return result
 
@@ -249,7 +251,7 @@ def _ask_to_sync(workspace: Workspace, commit: str, state: ReleaseState) -> None
         logger.info("not in force after %.0f s: %s", SYNC_SECONDS, "; ".join((*missing, *said)))
 
 
-@task(name="abort-release", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="abort-release", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_abort(model: str, environment: str, reason: str, requested_by: str) -> ReleaseState:
     """End the release under way because a person says so: traffic back to stable, the candidate denylisted.
 
@@ -278,7 +280,7 @@ PROVING_SECONDS = 60.0
 """How long a promotion by hand looks for what a raise has to prove."""
 
 
-@task(name="resume-release", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="resume-release", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_resume(model: str, environment: str, reason: str, requested_by: str) -> ReleaseState:
     """Lift the hold of the release under way because a person says so: it goes on from where it was held.
 
@@ -290,7 +292,7 @@ def commit_resume(model: str, environment: str, reason: str, requested_by: str) 
     return commit(model, environment, asked)
 
 
-@task(name="promote-release", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="promote-release", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_promotion(
     model: str, environment: str, step: int | None, reason: str, requested_by: str
 ) -> ReleaseState:

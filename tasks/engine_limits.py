@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.domain.engine_support import lacking, limits, needed
@@ -12,6 +11,7 @@ from lockgate.errors import UsageError
 from lockgate.settings import Settings
 from serving.engines.registry import engine
 from tasks.retries import TRANSIENT
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 
@@ -36,7 +36,7 @@ def known_limits(spec: ReleaseSpec, state: ReleaseState, settings: Settings) -> 
     return limits(engine(spec.serving.engine).lacks, wanted)
 
 
-@task(name="check-engine", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="check-engine", cache_policy=NO_CACHE, **TRANSIENT)
 def check_engine(spec: ReleaseSpec) -> None:
     """Refuse a release that its engine cannot carry out before anything is fetched. Raises `UsageError`."""
     workspace = Workspace.current()

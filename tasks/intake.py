@@ -9,7 +9,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate import environments
@@ -43,6 +42,7 @@ from tasks.retries import TRANSIENT
 from tasks.runtimes import scan_stored_image
 from tasks.servability import Outlook, look_ahead, require_servable
 from tasks.sizing import require_fit
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 FETCH_VERSION = 1
@@ -94,13 +94,13 @@ def scan_key(model: StoredModel, policy: WeightScanPolicy) -> StepKey:
     )  # fmt: skip
 
 
-@task(name="resolve-source", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="resolve-source", cache_policy=NO_CACHE, **TRANSIENT)
 def resolve_source(source: str) -> ModelRevision:
     """The exact revision behind what the user wrote; a branch is resolved now and recorded."""
     return sources.resolve(parsed_source(source))
 
 
-@task(name="fetch-model", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="fetch-model", cache_policy=NO_CACHE, **TRANSIENT)
 def fetch_model(
     source: str, revision: ModelRevision, model: str
 ) -> tuple[StoredModel, StageSeconds]:
@@ -126,7 +126,7 @@ def fetch_model(
     return find_or_make(workspace.records, key, StoredModel, make, usable=_stored(workspace))
 
 
-@task(name="check-recipe", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="check-recipe", cache_policy=NO_CACHE, **TRANSIENT)
 def check_recipe(spec: ReleaseSpec, revision: ModelRevision) -> Outlook:
     """Refuse, before anything heavy, weights that could not be served, that do not fit on the declared hardware, and a recipe
     for a source that is quantized already."""
@@ -136,7 +136,7 @@ def check_recipe(spec: ReleaseSpec, revision: ModelRevision) -> Outlook:
     return outlook
 
 
-@task(name="quantize-model", cache_policy=NO_CACHE)
+@step(name="quantize-model", cache_policy=NO_CACHE)
 def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedModel, StageSeconds]:
     """Quantize a stored model into another stored model. Not retried: it fails for good reasons."""
     workspace, recipe = Workspace.current(), spec.quantization
@@ -178,7 +178,7 @@ def quantize_model(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedMod
     )
 
 
-@task(name="scan-weights", cache_policy=NO_CACHE)
+@step(name="scan-weights", cache_policy=NO_CACHE)
 def scan_weights(model: StoredModel, policy: Policy) -> tuple[ScanEvidence, StageSeconds]:
     """Scan every file of a stored model. A scan that is complete and not too old is used again."""
     workspace = Workspace.current()
@@ -197,7 +197,7 @@ def scan_weights(model: StoredModel, policy: Policy) -> tuple[ScanEvidence, Stag
     return find_or_make(workspace.records, key, ScanEvidence, make, usable=usable)
 
 
-@task(name="ask-source", cache_policy=NO_CACHE)
+@step(name="ask-source", cache_policy=NO_CACHE)
 def ask_source(
     source: str, revision: ModelRevision, model: StoredModel, policy: Policy
 ) -> ScanEvidence | None:
@@ -209,7 +209,7 @@ def ask_source(
     return sources.source_evidence(origin, revision, snapshot)
 
 
-@task(name="scan-image", cache_policy=NO_CACHE)
+@step(name="scan-image", cache_policy=NO_CACHE)
 def scan_image(model: StoredModel, policy: ImageScanPolicy) -> ScanEvidence:
     """trivy over the model image. Never recorded: what trivy knows changes daily."""
     workspace = Workspace.current()

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate import environments
@@ -32,6 +31,7 @@ from tasks import artifacts, durations
 from tasks.evaluating import evaluate_endpoint, evaluation_work
 from tasks.progress import Report, progress
 from tasks.recorded import find_or_make, recorded
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 MEASURE_VERSION = 2
@@ -41,7 +41,7 @@ SERVE, BENCHMARK = "serve", "benchmark"
 """Parts of a measurement, as their durations are remembered."""
 
 
-@task(name="measure-candidate", cache_policy=NO_CACHE)
+@step(name="measure-candidate", cache_policy=NO_CACHE)
 def measure_candidate(
     candidate: Candidate,
     evaluation_spec: EvaluationSpec,

@@ -9,14 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters.scanners import trivy
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.gates import GateReport
+from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
 from lockgate.domain.rollout import Transition, Wait, start
@@ -27,7 +26,9 @@ from serving.manifests import pod_template
 from tasks import durations
 from tasks.bases import rendering_as_described, with_bases
 from tasks.driving import apply
+from tasks.events import REFUSED, tell
 from tasks.retries import TRANSIENT
+from tasks.steps import step
 from tasks.supply import verify
 from tasks.workspace import Workspace
 
@@ -47,12 +48,14 @@ class Draft(Frozen):
     stages: tuple[StageSeconds, ...]
     already_stable: bool = False
     measurements: Digest | None = None
+    source: Digest | None = None
+    scans: tuple[Digest, ...] = ()
 
     def with_stages(self, *stages: StageSeconds) -> Draft:
         return self.model_copy(update={"stages": (*self.stages, *stages)})
 
 
-@task(name="read-policy", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="read-policy", cache_policy=NO_CACHE, **TRANSIENT)
 def read_policy() -> Policy:
     """The policy at the head of the protected branch."""
     repository = Workspace.current().gitops
@@ -60,7 +63,7 @@ def read_policy() -> Policy:
     return repository.read_policy()
 
 
-@task(name="describe-candidate", cache_policy=NO_CACHE)
+@step(name="describe-candidate", cache_policy=NO_CACHE)
 def describe_candidate(spec: ReleaseSpec, prepared: PreparedModel) -> Candidate:
     """Model image, runtime image, serving spec and what the bases make of them; without a runtime in the spec it is the
     embedded cluster's own."""
@@ -70,7 +73,7 @@ def describe_candidate(spec: ReleaseSpec, prepared: PreparedModel) -> Candidate:
     return with_bases(workspace, spec.model, spec.environment, candidate)
 
 
-@task(name="open-release", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="open-release", cache_policy=NO_CACHE, **TRANSIENT)
 def open_release(
     spec: ReleaseSpec, candidate: Candidate, recipe: Recipe, stages: tuple[StageSeconds, ...]
 ) -> Draft:
@@ -97,7 +100,7 @@ def open_release(
     return draft
 
 
-@task(name="scan-manifests", cache_policy=NO_CACHE)
+@step(name="scan-manifests", cache_policy=NO_CACHE)
 def with_manifests_scanned(
     spec: ReleaseSpec, prepared: PreparedModel, candidate: Candidate, policy: Policy
 ) -> PreparedModel:
@@ -132,7 +135,7 @@ def first_manifests(
     )
 
 
-@task(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="commit-candidate", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_candidate(
     spec: ReleaseSpec,
     candidate: Candidate,
@@ -154,7 +157,7 @@ def commit_candidate(
     return apply(workspace, spec.model, spec.environment, build, manifests).state
 
 
-@task(name="describe-test-pod", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="describe-test-pod", cache_policy=NO_CACHE, **TRANSIENT)
 def describe_test_pods(
     spec: ReleaseSpec, candidate: Candidate, stable: Candidate | None
 ) -> dict[str, dict[str, Any]]:
@@ -179,9 +182,22 @@ def with_measurements(draft: Draft, measured: Measurements, stage: StageSeconds)
     return draft.with_stages(stage).model_copy(update={"measurements": kept})
 
 
+def with_scans(draft: Draft, prepared: PreparedModel) -> Draft:
+    """The draft with what was found in the candidate's files, kept as documents, for the same reason."""
+    records = Workspace.current().records
+    scans = tuple(records.put_document(scan.to_data()) for scan in prepared.scans)
+    return draft.model_copy(update={"source": prepared.source.snapshot, "scans": scans})
+
+
 def refuse(draft: Draft, gates: GateReport) -> ReleaseOutcome:
     """The outcome of a candidate that its gates keep out. Nothing of it is in Git."""
-    return _outcome(draft, gates, "refused", "; ".join(gates.refusals))
+    gate = next((r.gate for r in gates.results if r.decision is not Decision.PASS), None)
+    reason, candidate = "; ".join(gates.refusals), draft.candidate.digest
+    tell(
+        REFUSED, draft.model, draft.environment, candidate=candidate, gate=gate, reason=reason,
+        measurements=draft.measurements,
+    )  # fmt: skip
+    return _outcome(draft, gates, "refused", reason)
 
 
 def settle(draft: Draft) -> ReleaseOutcome:
@@ -239,6 +255,8 @@ def _outcome(
             "measurements": draft.measurements,
             "compared_with": draft.stable.digest if draft.stable is not None else None,
             "stages": draft.stages,
+            "source": draft.source,
+            "scans": draft.scans,
         }
     )
 

@@ -63,15 +63,23 @@ class RecordedOutcome:
         self.outcome = ReleaseOutcome.model_validate(row["outcome"])
 
 
-def recorded_outcomes(settings: Settings, model: str, environment: str) -> list[RecordedOutcome]:
-    """All of a model's, in the order in which they ended. A file that cannot be read is named and left out."""
+def recorded_outcomes(
+    settings: Settings, model: str | None = None, environment: str | None = None
+) -> list[RecordedOutcome]:
+    """All of them, or a model's, or an environment's, in the order in which they ended. A file that cannot be read is named
+    and left out."""
     found = []
-    directory = settings.layout.reports / "outcomes" / f"{model}-{environment}"
-    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+    # The directory's name may be cut into model and environment at several places: the outcome says where.
+    name = f"{model or '*'}-{environment or '*'}"
+    for path in sorted((settings.layout.reports / "outcomes").glob(f"{name}/*.json")):
         try:
-            found.append(RecordedOutcome(path))
+            recorded = RecordedOutcome(path)
         except (OSError, ValueError, KeyError, ValidationError) as error:
             logger.warning("the outcome in %s cannot be read: %s", path, error)
+            continue
+        of = recorded.outcome
+        if model in (None, of.model) and environment in (None, of.environment):
+            found.append(recorded)
     return sorted(found, key=lambda recorded: recorded.at)
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters import signing
@@ -33,6 +32,7 @@ from lockgate.domain.rollout.transitions import rfc3339
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.errors import GateRefused
 from tasks.retries import TRANSIENT
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -105,7 +105,7 @@ def verify_runtime(
     )
 
 
-@task(name="check-runtime", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="check-runtime", cache_policy=NO_CACHE, **TRANSIENT)
 def check_runtime(spec: ReleaseSpec, policy: Policy) -> None:
     """Refuse a release on an unsigned runtime before anything is fetched. Raises `VerificationError`."""
     if spec.runtime is not None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -35,12 +34,13 @@ from lockgate.errors import Refused
 from tasks.recorded import find_or_make
 from tasks.retries import TRANSIENT
 from tasks.runtimes import scan_of, verify_runtime
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 PREDICATE_VERSION = 1
 
 
-@task(name="decide-gates", cache_policy=NO_CACHE)
+@step(name="decide-gates", cache_policy=NO_CACHE)
 def decide_gates(
     spec: ReleaseSpec,
     policy: Policy,
@@ -81,7 +81,7 @@ def may_be_served(screened: GateReport) -> bool:
     return any(r.gate == "scan" and r.decision is Decision.PASS for r in screened.results)
 
 
-@task(name="sign-candidate", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="sign-candidate", cache_policy=NO_CACHE, **TRANSIENT)
 def sign_candidate(
     prepared: PreparedModel,
     candidate: Candidate,
@@ -233,7 +233,7 @@ def _bill_of_materials(
     )  # fmt: skip
 
 
-@task(name="verify-candidate", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="verify-candidate", cache_policy=NO_CACHE, **TRANSIENT)
 def verify_candidate(candidate: Candidate, policy: Policy) -> None:
     """Verify as a stranger would, with the policy's keys. Raises `VerificationError` naming the rule that failed."""
     verify(Workspace.current(), candidate, policy)

@@ -6,7 +6,6 @@ import logging
 from datetime import UTC, datetime
 from typing import Literal
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.adapters import git, sources
@@ -30,6 +29,7 @@ from lockgate.errors import GitError, LockgateError, SourceError, UsageError
 from tasks.intake import calibration_for, fetch_key, quantize_key
 from tasks.recorded import recorded
 from tasks.retries import TRANSIENT
+from tasks.steps import step
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.track")
@@ -66,7 +66,7 @@ class TrackOutcome(Frozen):
         return f"{at}{of}: {self.action}: {self.reason}"
 
 
-@task(name="read-tracks", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="read-tracks", cache_policy=NO_CACHE, **TRANSIENT)
 def read_tracks(model: str | None) -> list[Track]:
     """The tracks at the head of the GitOps repository, or that of one model. One that cannot be read is left out of all,
     with an error in the log, and raises where it is the one.
@@ -99,7 +99,7 @@ def chosen(track: Track, environment: str | None) -> tuple[TrackedEnvironment, .
     return (found,)
 
 
-@task(name="resolve-tracked", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="resolve-tracked", cache_policy=NO_CACHE, **TRANSIENT)
 def resolve_followed(track: Track) -> Pinned:
     """What the followed branch or tag means now, asked at the source itself.
 
@@ -138,7 +138,7 @@ def _store_of(workspace: Workspace, repository: str) -> ImageStore:
     return open_store(host, plain_http=workspace.settings.plain_http)
 
 
-@task(name="consider", cache_policy=NO_CACHE, **TRANSIENT)
+@step(name="consider", cache_policy=NO_CACHE, **TRANSIENT)
 def consider(
     track: Track, environment: TrackedEnvironment, newest: Pinned, asked: bool
 ) -> Considered:

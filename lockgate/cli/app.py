@@ -12,9 +12,11 @@ from lockgate.cli import (
     console,
     deciding,
     demo,
+    explaining,
     hooks,
     images,
     inspecting,
+    keeping,
     releasing,
     state_metrics,
     tracking,
@@ -25,7 +27,6 @@ app = typer.Typer(
     name="lockgate",
     help="Take an open-weights LLM from its source to production vLLM replicas, and back out if it turns out worse.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -51,7 +52,9 @@ workspace.register(app)
 releasing.register(app)
 deciding.register(app)
 inspecting.register(app)
+explaining.register(app)
 images.register(app)
+keeping.register(app)
 tracking.register(app)
 hooks.register(app)
 state_metrics.register(app)

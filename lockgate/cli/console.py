@@ -43,7 +43,13 @@ def print_json(data: Any) -> None:
 def report_error(error: LockgateError) -> int:
     """Tell an operator what happened, and with which code to exit."""
     err.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
-    err.print(error.diagnostics(), markup=False, highlight=False)
+    said = [error.message]
+    if error.step is not None:
+        said.append(f"step: {error.step}")
+    if error.log is not None:
+        said.append(f"log: {error.log}")
+    said.append(f"next: {error.next_step}")
+    err.print("\n".join(said), markup=False, highlight=False)
     return error.exit_code
 
 

@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from lockgate.cli import console
-from lockgate.cli.documents import read_spec
+from lockgate.cli.given_specs import Quantize, Target, given_spec
 from lockgate.cli.prefect_server import ensure_server
 from lockgate.errors import EXIT_REFUSED, UsageError
 from lockgate.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Spec = Annotated[Path, typer.Argument(help="Release spec (YAML).", show_default=False)]
+Spec = Annotated[
+    Path, typer.Argument(help="Release spec (YAML), or a model's directory.", show_default=False)
+]
 Model = Annotated[str, typer.Argument(help="Model name, as in the spec.", show_default=False)]
 Environment = Annotated[str, typer.Option("--env", help="Environment.")]
 
@@ -29,16 +31,22 @@ def register(app: typer.Typer) -> None:
     app.command()(reconcile)
 
 
-def release(spec: Spec, as_json: Json = False) -> None:
-    """Release a model: prepare, measure, gate, sign, commit, raise the canary, promote or roll back."""
-    request_spec = read_spec(spec)
+def release(
+    spec: Spec, quantize: Quantize = None, target: Target = None, as_json: Json = False
+) -> None:
+    """Release a model: prepare, measure, gate, sign, commit, raise the canary, promote or roll back.
+
+    Of a directory a first spec is written into the workspace's specs/, once, and read from there from then on.
+    """
+    request_spec = given_spec(spec, quantize, target)
     ensure_server(Settings())
     from flows.release import release as flow
     from lockgate.domain.steps import ReleaseRequest
+    from tasks.failures import followed
     from tasks.progress import listening
 
     request = ReleaseRequest(spec=request_spec, requested_by=getpass.getuser())
-    with console.Bars() as bars, listening(bars):
+    with console.Bars() as bars, listening(bars), followed(Settings(), request_spec):
         outcome = flow(request)
     if outcome.result != "already_stable":
         from tasks.reporting import record_outcome
@@ -59,8 +67,11 @@ def release(spec: Spec, as_json: Json = False) -> None:
 
 def plan(
     spec: Annotated[
-        Path | None, typer.Argument(help="Release spec (YAML).", show_default=False)
+        Path | None,
+        typer.Argument(help="Release spec (YAML), or a model's directory.", show_default=False),
     ] = None,
+    quantize: Quantize = None,
+    target: Target = None,
     every: Annotated[
         bool, typer.Option("--all", help="The models that today's bases would make others of.")
     ] = False,
@@ -76,7 +87,7 @@ def plan(
     if spec is None:
         _plan_bases(as_json)
         return
-    request_spec = read_spec(spec)
+    request_spec = given_spec(spec, quantize, target)
     from tasks.planning import plan_release
 
     planned = plan_release(request_spec)

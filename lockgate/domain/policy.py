@@ -165,6 +165,9 @@ class Policy(Frozen):
     raise, not of what serves already."""
     approvals: dict[str, ApprovalRule] = Field(default_factory=dict)
     """Rules for approvals by environment; one that is not named has the defaults."""
+    rescan_findings: Literal["hold", "report"] = "hold"
+    """What follows where the weekly re-scan finds something new in what serves. `hold`: a release of that candidate that is
+    under way is held besides, so that nothing raises it any further. Neither rolls anything back."""
     waivers: tuple[Waiver, ...] = ()
     """Findings that are accepted, each in exactly these bytes and until a day."""
 

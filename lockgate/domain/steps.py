@@ -157,6 +157,10 @@ class ReleaseOutcome(Frozen):
     """Candidate that was stable when the gates spoke."""
     release: str | None = None
     stages: tuple[StageSeconds, ...] = ()
+    source: Digest | None = None
+    """Of the source's files: their steps' logs are named by it."""
+    scans: tuple[Digest, ...] = ()
+    """Documents in the store: what the scanners found, also of a candidate that no attestation is about."""
 
     @property
     def accepted(self) -> bool:

@@ -65,6 +65,11 @@ def scan_gate(
     )
 
 
+def blocking_findings(evidence: ScanEvidence, policy: Policy, now: datetime) -> tuple[Finding, ...]:
+    """The findings that the policy refuses at `now` (aware), worst first; those that a waiver accepts are not among them."""
+    return tuple(finding for _, finding in _judged(evidence, policy, now)[0])
+
+
 def too_old(evidence: ScanEvidence, policy: Policy, now: datetime) -> list[str]:
     """Why the evidence's age does not allow it to be used any more; empty if it does."""
     if evidence.scanned_at is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.events.schemas.automations import AutomationCore
 
 from lockgate import errors
 from lockgate.domain.policy import Policy
@@ -18,6 +19,7 @@ from lockgate.domain.release_state import Phase
 from lockgate.domain.sources import Source
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.tracks import Track
+from tasks import events
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -58,9 +60,26 @@ def test_the_policy_of_the_scanning_page_is_valid() -> None:
 
 
 def test_the_track_of_the_triggers_page_is_valid() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "triggers.md").read_text(), re.S)
+    example, _ = re.findall(r"```yaml\n(.*?)```", (DOCS / "triggers.md").read_text(), re.S)
     track = Track.model_validate(yaml.safe_load(example))
     assert track.frozen("production", datetime(2026, 12, 24, 12, tzinfo=UTC)) is not None
+
+
+def test_the_automation_of_the_triggers_page_is_one_and_waits_for_an_event_that_is_sent() -> None:
+    _, example = re.findall(r"```yaml\n(.*?)```", (DOCS / "triggers.md").read_text(), re.S)
+    (automation,) = yaml.safe_load(example)["automations"]
+    (expected,) = AutomationCore.model_validate(automation).trigger.expect
+    assert expected in events.OF_TRANSITIONS.values()
+
+
+def test_every_event_is_explained_on_the_triggers_page() -> None:
+    page = (DOCS / "triggers.md").read_text()
+    sent = {*events.OF_TRANSITIONS.values()}
+    sent |= {events.REFUSED, events.FAILED, events.FOUND, events.UNSCANNED}
+    # `lockgate.release.deployed`, `.promoted`: what the first one begins with is not said again.
+    assert [
+        e for e in sent if f"`{e}`" not in page and f"`.{e.rpartition('.')[2]}`" not in page
+    ] == []
 
 
 def test_every_error_is_explained_on_the_operations_page() -> None:
