@@ -102,15 +102,18 @@ def plan(
 def render(
     spec: Spec,
     out: Annotated[
-        Path, typer.Option("--out", help="Directory to make, for the manifests.", show_default=False)
+        Path,
+        typer.Option("--out", help="Directory to make, for the manifests.", show_default=False),
     ],
+    quantize: Quantize = None,
+    target: Target = None,
     as_json: Json = False,
 ) -> None:
     """Write the manifests that a release would commit first, both slots and the route, and change nothing.
 
     A model image that was not made yet is named by a digest of zeros.
     """
-    request_spec = read_spec(spec)
+    request_spec = given_spec(spec, quantize, target)
     from tasks.rendering import render_release
 
     rendered = render_release(request_spec, out)
