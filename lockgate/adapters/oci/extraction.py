@@ -113,7 +113,15 @@ class SnapshotDirectory:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._write(target, file, content)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise IntegrityError(
+                f"image holds {path!r} both as a file and as a directory"
+            ) from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise IntegrityError(
+                    f"image holds a name too long to be written: {path!r}"
+                ) from error
             raise storage_error(error, target, "writing") from error
 
     def _write(self, target: Path, file: SnapshotFile, content: IO[bytes]) -> None:
