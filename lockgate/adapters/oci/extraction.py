@@ -21,6 +21,7 @@ from lockgate.domain.model_image import MODELS, LayerPlan, file_header, padding
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.errors import IntegrityError
 from lockgate.streams import ChunkFile
+from lockgate.tar_streams import members
 
 _LARGEST_LISTING = 16 * 1024 * 1024
 
@@ -40,15 +41,13 @@ def unpack(chunks: Iterator[bytes], target: Target) -> None:
     """
     stream = io.BufferedReader(ChunkFile(chunks), CHUNK)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or member.issparse():
-                    raise IntegrityError(f"layer holds {member.name!r}, which is no regular file")
-                target.take(member.name, member.size, content)
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
+        for member, content in members(stream):
+            if member.isdir():
+                continue
+            if content is None:
+                raise IntegrityError(f"layer holds {member.name!r}, which is no regular file")
+            target.take(member.name, member.size, content)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise IntegrityError(f"layer is not a tar archive: {error}") from error
     while stream.read(CHUNK):
         pass
@@ -114,7 +113,15 @@ class SnapshotDirectory:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._write(target, file, content)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise IntegrityError(
+                f"image holds {path!r} both as a file and as a directory"
+            ) from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise IntegrityError(
+                    f"image holds a name too long to be written: {path!r}"
+                ) from error
             raise storage_error(error, target, "writing") from error
 
     def _write(self, target: Path, file: SnapshotFile, content: IO[bytes]) -> None:

@@ -211,7 +211,14 @@ class Transport:
         if authorization and _origin(url) == _origin(self._base):
             sent["Authorization"] = authorization
         request = self._client.build_request(method, url, headers=sent, content=body)
-        return self._client.send(request, stream=True)
+        return self._sent(request)
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._client.send(request, stream=True)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            # Of a redirection, where httpx lets them through.
+            raise RegistryError(f"registry {self.host} names an address that is none") from error
 
     def _authorize(self, response: httpx.Response, scope: str) -> bool:
         challenge = response.headers.get("WWW-Authenticate", "")
@@ -250,7 +257,7 @@ class Transport:
             else:
                 basic = {"Authorization": known.basic} if known else {}
                 request = self._client.build_request("GET", realm, params=query, headers=basic)
-            with closing(self._client.send(request, stream=True)) as response:
+            with closing(self._sent(request)) as response:
                 answer = self.whole(self._readable(response))
         except httpx.RequestError as error:
             raise self.unreachable("GET", realm, error) from error

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+from lockgate.adapters.signing.dsse import PAYLOAD_TYPE
 from lockgate.adapters.signing.signer import Signer
-from lockgate.domain.digests import canonical_json
+from lockgate.domain.digests import canonical_json, shown
 from lockgate.domain.policy import SigningPolicy
 from lockgate.errors import LockgateError, SigningError, VerificationError
 
@@ -123,9 +124,12 @@ def verify_keyless(bundle: bytes, policy: SigningPolicy) -> bytes:
     verifier = _verifier(_instance(policy))
     try:
         identity = Identity(identity=policy.identity, issuer=policy.issuer)
-        _, payload = verifier.verify_dsse(Bundle.from_json(bundle), identity)
+        kind, payload = verifier.verify_dsse(Bundle.from_json(bundle), identity)
     except Exception as error:  # its own, and those of a certificate that nobody issued
         raise VerificationError(f"keyless signature: {error}") from error
+    # Signed as something else, it was not said as a statement, whatever its bytes look like. Sigstore's library leaves this to us.
+    if kind != PAYLOAD_TYPE:
+        raise VerificationError(f"keyless signature: payload type {shown(kind)}")
     return payload
 
 

@@ -28,6 +28,7 @@ from lockgate.domain.stores import Descriptor, ImageStore
 from lockgate.errors import IntegrityError, SourceError
 from lockgate.staging import Staging, staged
 from lockgate.streams import ChunkFile, at_most
+from lockgate.tar_streams import members
 
 MODELS = "models"
 """Directory of the files in a plain image, as KServe's modelcars, olot and RamaLama have it."""
@@ -244,10 +245,9 @@ class _Files:
     def take_layer(self, layer: _Layer, chunks: Iterator[bytes]) -> None:
         stream = ChunkFile(_unpacked(chunks, self._ref) if layer.packed else chunks)
         try:
-            with tarfile.open(fileobj=io.BufferedReader(stream, CHUNK), mode="r|") as archive:
-                for member in archive:
-                    self._take_member(archive, member, layer.root)
-        except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
+            for member, content in members(io.BufferedReader(stream, CHUNK)):
+                self._take_member(member, content, layer.root)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise SourceError(f"{self._ref} has a layer that is no tar archive: {error}") from error
         # To the end: only then has the store compared the digest.
         stream.drain()
@@ -259,7 +259,7 @@ class _Files:
         arrived.replace(self._directory / name)
         self.taken[name] = snapshot_file(name, size, digest)
 
-    def _take_member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, root: str) -> None:
+    def _take_member(self, member: tarfile.TarInfo, content: IO[bytes] | None, root: str) -> None:
         name = member.name.removeprefix("./").lstrip("/")
         if root:
             if not name.startswith(f"{root}/"):
@@ -269,8 +269,7 @@ class _Files:
             return
         if PurePosixPath(name).name.startswith(".wh."):
             raise SourceError(f"{self._ref} deletes files of an earlier layer: {name!r}")
-        content = archive.extractfile(member) if member.isreg() else None
-        if content is None or member.issparse():
+        if content is None:
             raise SourceError(f"{self._ref} holds {name!r}, which is no regular file")
         self._take(name, member.size, content)
 

@@ -261,6 +261,29 @@ def test_an_image_that_holds_anything_but_its_list_is_refused(
     assert list(room.iterdir()) == []
 
 
+def test_a_name_that_is_a_file_and_a_directory_is_the_images_fault_and_not_the_stores(
+    store: LayoutStore, repository: str, tmp_path: Path
+) -> None:
+    names = ("config.json", "config.json/a.json")
+    files = [SnapshotFile(path=name, size=2, digest=Digest.of_bytes(b"{}")) for name in names]
+    for order in (files, files[::-1]):
+        layer = archive(*(regular(f"models/{file.path}") for file in order))
+        ref = forge(store, repository, Snapshot.of(files), layer)
+        with pytest.raises(IntegrityError, match="both as a file and as a directory"):
+            pull_model(store, ref, tmp_path / "room" / "target")
+        assert list((tmp_path / "room").iterdir()) == []
+
+
+def test_a_name_that_no_disk_takes_is_the_images_fault(
+    store: LayoutStore, repository: str, tmp_path: Path
+) -> None:
+    file = SnapshotFile(path="x" * 300, size=2, digest=Digest.of_bytes(b"{}"))
+    layer = archive(regular(f"models/{file.path}"))
+    ref = forge(store, repository, Snapshot.of([file]), layer)
+    with pytest.raises(IntegrityError, match="too long"):
+        pull_model(store, ref, tmp_path / "target")
+
+
 def test_an_image_labelled_with_another_snapshot_than_it_lists_is_refused(
     store: LayoutStore, repository: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sigstore import dsse
 
 from lockgate.adapters.signing import KeylessSigner, attachments, attest, keyless, sign_image
-from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE
+from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SIGNATURE_TYPE, statement
 from lockgate.domain.gates.base import Decision
 from lockgate.domain.policy import Policy, SigningPolicy
 from lockgate.errors import LockgateError, Refused, SigningError
@@ -48,6 +49,23 @@ def test_an_identity_signs_and_only_its_own_policy_accepts_it(
     failed = world.gate(report=world.report(scan=Decision.FAIL))
     with pytest.raises(Refused):
         attest(world.store, world.image, signer, GATE_TYPE, failed)
+
+
+def test_what_an_identity_signed_as_something_else_is_no_statement_of_its_own(
+    world: World, sigstore: LocalSigstore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = sigstore.policy()
+    session = KeylessSigner(policy, identity_token=token(IDENTITY))._session
+    body = statement(world.image, SIGNATURE_TYPE, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(dsse.Envelope, "_TYPE", "text/plain")
+        bundle = session.signer.sign_dsse(dsse.Statement(body)).to_json().encode()
+    attachments.attach_bundle(
+        world.store, world.image, bundle, SIGNATURE_TYPE, "2026-01-02T00:00:00Z"
+    )
+    report = world.verify(policy=policy)
+    assert "signature" in {failure.rule for failure in report.failures}
+    assert any("payload type 'text/plain'" in line for line in report.ignored)
 
 
 def test_a_job_with_another_identity_than_the_policys_finds_out_before_anything_is_attached(
