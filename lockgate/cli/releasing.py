@@ -91,7 +91,8 @@ def plan(
 def render(
     spec: Spec,
     out: Annotated[
-        Path, typer.Option("--out", help="Directory to make, for the manifests.", show_default=False)
+        Path,
+        typer.Option("--out", help="Directory to make, for the manifests.", show_default=False),
     ],
     as_json: Json = False,
 ) -> None:

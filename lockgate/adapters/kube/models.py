@@ -76,7 +76,9 @@ class ModelReader:
         deployments = listed(DEPLOYMENTS).items
         replica_sets = listed(REPLICA_SETS).items
         groups, no_groups = self._first((GROUPS,), labels)
-        services, no_services = self._first((kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES), labels)
+        services, no_services = self._first(
+            (kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES), labels
+        )
         try:
             if services.items:
                 status = kserve.model_status(model, services.items, pods, gateway_url)

@@ -183,9 +183,7 @@ def _lasting(document: dict[str, Any]) -> Any:
 def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
     """Without the annotations that a transition writes."""
     metadata = document.get("metadata") or {}
-    kept = _without(
-        metadata.get("annotations") or {}, FAILOVER_ANNOTATION, GENERATION_ANNOTATION
-    )
+    kept = _without(metadata.get("annotations") or {}, FAILOVER_ANNOTATION, GENERATION_ANNOTATION)
     return {**document, "metadata": {**metadata, "annotations": kept}}
 
 

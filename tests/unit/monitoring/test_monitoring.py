@@ -36,7 +36,9 @@ def test_every_monitoring_object_fits_its_strict_schema() -> None:
     assert seen == {"PodMonitor", "PrometheusRule"}
 
 
-def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others_are_dropped() -> None:
+def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others_are_dropped() -> (
+    None
+):
     """The name that the release flow looks for by default, by the scrape's own rules."""
     documents = yaml.safe_load_all((TEMPLATE / "platform/monitoring/podmonitor.yaml").read_text())
     [gateway] = [d for d in documents if d["metadata"]["name"] == "gateway"]
@@ -56,8 +58,16 @@ def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others
     def named(service: str) -> str:
         return Settings().gateway_cluster.format(namespace="lockgate-prod", service=service)
 
-    assert relabelled(named("qwen-a-b")) == {"namespace": "lockgate-prod", "model": "qwen-a", "slot": "b"}
-    assert relabelled(named("m-baseline")) == {"namespace": "lockgate-prod", "model": "m", "slot": "baseline"}
+    assert relabelled(named("qwen-a-b")) == {
+        "namespace": "lockgate-prod",
+        "model": "qwen-a",
+        "slot": "b",
+    }
+    assert relabelled(named("m-baseline")) == {
+        "namespace": "lockgate-prod",
+        "model": "m",
+        "slot": "baseline",
+    }
     for other in ("httproute/lockgate-prod/m/rule/0", named("frontend"), "xds_cluster"):
         assert relabelled(other) is None, other
 

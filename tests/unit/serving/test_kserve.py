@@ -303,7 +303,9 @@ def test_a_cache_that_outlives_pods_is_one_of_each_slot(repo: Path, kubectl: Pat
     for found in (committed(both, repo, kubectl), committed(both, repo, NO_KUBECTL)):
         for slot in "ab":
             spec = found[f"LLMInferenceService/smol-{slot}"]["spec"]["template"]
-            [claim] = [v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+            [claim] = [
+                v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v
+            ]
             assert claim["claimName"] == f"smol-{slot}"
             claimed = found[f"PersistentVolumeClaim/smol-{slot}"]
             assert claimed["metadata"]["labels"]["lockgate.dev/slot"] == slot

@@ -506,7 +506,9 @@ def test_metrics_are_read_from_every_pod_and_from_every_proxys_cluster_of_the_sl
     (pod,) = [t for name, t in targets.items() if name.startswith("smol-b-")]
     assert pod.url == "http://127.0.0.1:8000/metrics"
     proxies.append("10.0.0.8")
-    read = {t.instance: t.url for t in observed.scrape_targets("smol") if t.cluster and t.slot == "b"}
+    read = {
+        t.instance: t.url for t in observed.scrape_targets("smol") if t.cluster and t.slot == "b"
+    }
     assert read == {
         "gateway-b-10.0.0.7": "http://10.0.0.7:19001/stats",
         "gateway-b-10.0.0.8": "http://10.0.0.8:19001/stats",
