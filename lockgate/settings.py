@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     """Image, by digest, of the container that steps run in; provenance names it."""
     keyless: bool = False
     """Sign with the ambient OIDC identity (Fulcio, Rekor) instead of a key."""
-    commit_signing_key: Path | None = None
-    """SSH key that signs Lockgate's commits."""
+    commit_signing_key: str | None = None
+    """What signs Lockgate's commits: the file of an SSH key, or `openpgp:FINGERPRINT` of a key in this user's GnuPG keyring."""
     step_runner: Literal["inline", "deployment"] = "inline"
     """Whether step flows run in the calling process or as deployments on work pools."""
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
