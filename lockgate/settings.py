@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Statistics page (Prometheus' format) of the gateway's Envoy. None: the gateway is not read there."""
     gateway_cluster: str = "service/{namespace}/{service}/8000/http"
     """Envoy's name of a slot's cluster on that page (here: Envoy Gateway's)."""
+    gateway_mirror_cluster: str = "httproute/{namespace}/{model}/rule/{rule}-mirror-0"
+    """Its name of the cluster that copies of a mirror step go to (here: Envoy Gateway's); empty where that is the slot's own."""
     test_server: Literal["process", "kubernetes"] = "process"
     """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
     test_namespace: str = "lockgate-tests"

@@ -204,7 +204,10 @@ def kubernetes_cluster(settings: Settings, environment: str) -> KubernetesCluste
     return KubernetesCluster(
         environment, remote=settings.git_remote, branch=settings.branch, agent=agent,
         webhook=webhook or None,
-        gateway=Gateway(settings.gateway_url, settings.gateway_metrics, settings.gateway_cluster),
+        gateway=Gateway(
+            settings.gateway_url, settings.gateway_metrics, settings.gateway_cluster,
+            settings.gateway_mirror_cluster,
+        ),
     )  # fmt: skip
 
 
