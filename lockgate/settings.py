@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Statistics page (Prometheus' format) of the gateway's Envoy. None: the gateway is not read there."""
     gateway_cluster: str = "service/{namespace}/{service}/8000/http"
     """Envoy's name of a slot's cluster on that page (here: Envoy Gateway's)."""
+    gateway_mirror_cluster: str = "httproute/{namespace}/{model}/rule/{rule}-mirror-0"
+    """Its name of the cluster that copies of a mirror step go to (here: Envoy Gateway's); empty where that is the slot's own."""
     test_server: Literal["process", "kubernetes"] = "process"
     """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
     test_namespace: str = "lockgate-tests"
@@ -81,8 +83,8 @@ class Settings(BaseSettings):
     """Image, by digest, of the container that steps run in; provenance names it."""
     keyless: bool = False
     """Sign with the ambient OIDC identity (Fulcio, Rekor) instead of a key."""
-    commit_signing_key: Path | None = None
-    """SSH key that signs Lockgate's commits."""
+    commit_signing_key: str | None = None
+    """What signs Lockgate's commits: the file of an SSH key, or `openpgp:FINGERPRINT` of a key in this user's GnuPG keyring."""
     step_runner: Literal["inline", "deployment"] = "inline"
     """Whether step flows run in the calling process or as deployments on work pools."""
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")

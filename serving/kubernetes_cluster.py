@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
 
 from lockgate.adapters.kube import GitOpsAgent, ModelReader, Reader, SyncWebhook
 from lockgate.adapters.metrics import ScrapeTarget
-from lockgate.domain.cluster import ClusterStatus, GatewayStatus, SlotStatus, lagging
+from lockgate.domain.cluster import ClusterStatus, GatewayStatus, RouteStatus, SlotStatus, lagging
 from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.errors import ClusterError
 from serving.manifests.names import namespace, slot_name
@@ -34,6 +35,8 @@ class Gateway:
     is as many proxies, each read by itself. None: it is not read."""
     cluster: str = ""
     """Envoy's name of a slot's cluster there, with `{service}`, `{namespace}`, `{model}` and `{slot}`."""
+    mirror_cluster: str = ""
+    """And of the cluster that copies for a slot go to, also with `{rule}`. Empty: they go to the slot's own."""
 
 
 class KubernetesCluster:
@@ -123,27 +126,38 @@ class KubernetesCluster:
     ) -> tuple[ScrapeTarget, ...]:
         """See `Cluster.scrape_targets`. Pods are read at their own addresses: a reader outside of the cluster's network, or
         one that the namespace's policies do not admit, reads from Prometheus instead."""
-        if status is None:
-            slots = self._models.observe(model, self._url(model)).status.slots
-        else:
-            found = status.models.get(model)
-            slots = found.slots if found is not None else {}
+        found = (
+            self._models.observe(model, self._url(model)).status
+            if status is None
+            else status.models.get(model)
+        )
+        if found is None:
+            return ()
         targets = []
         pages = _pages(self._gateway.metrics_url) if self._gateway.metrics_url is not None else {}
-        for name, slot in slots.items():
+        for name, slot in found.slots.items():
             for pod in slot.pods:
                 if pod.state != "terminating":
                     url = f"{pod.url}/metrics" if pod.url is not None else None
                     targets.append(ScrapeTarget(pod.name, name, url))
-            cluster = self._gateway.cluster.format(
-                service=slot_name(model, Slot(name)), namespace=self._models.namespace,
-                model=model, slot=name,
-            )  # fmt: skip
-            targets += [
-                ScrapeTarget(f"gateway-{name}{proxy}", name, url, cluster)
-                for proxy, url in pages.items()
-            ]
+            for kind, cluster in self._envoy_clusters(model, name, found.route):
+                targets += [
+                    ScrapeTarget(f"gateway-{name}{kind}{proxy}", name, url, cluster)
+                    for proxy, url in pages.items()
+                ]
         return tuple(targets)
+
+    def _envoy_clusters(
+        self, model: str, slot: str, route: RouteStatus | None
+    ) -> Iterator[tuple[str, str]]:
+        """The gateway's clusters of a slot, by what tells them apart: its own, and that of the copies it gets."""
+        names = {
+            "service": slot_name(model, Slot(slot)), "namespace": self._models.namespace,
+            "model": model, "slot": slot,
+        }  # fmt: skip
+        yield "", self._gateway.cluster.format(**names)
+        if self._gateway.mirror_cluster and route is not None and route.mirrored == slot:
+            yield "-copies", self._gateway.mirror_cluster.format(**names, rule=route.mirror_rule)
 
     def _url(self, model: str) -> str:
         return self._gateway.url.format(model=model, environment=self.environment).rstrip("/")

@@ -2,7 +2,8 @@
 
 Only that namespace is written to: a Job, which the cluster itself ends and removes when nobody else does
 (`activeDeadlineSeconds`, `ttlSecondsAfterFinished`), and a Service that the Job owns. Rights needed there: create, get and
-delete of Jobs and Services, get and list of Pods and their logs; and get of Nodes, to say what a measurement was made on.
+delete of Jobs, create and delete of Services, list of Pods and get of their logs; and get of Nodes, to say what a measurement
+was made on.
 """
 
 from __future__ import annotations

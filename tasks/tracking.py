@@ -302,7 +302,7 @@ def add_track(track: Track, spec: str | None, author: git.Author) -> str | None:
     settings = Workspace.current().settings
     repository = git.GitOpsRepository(
         settings.git_remote, settings.layout.checkout("tracks"), branch=settings.branch,
-        author=author, ssh_signing_key=settings.commit_signing_key,
+        author=author, signing_key=settings.commit_signing_key,
     )  # fmt: skip
     repository.sync()
     files = {str(gitops.track_path(track.model)): gitops.dump_yaml(track.to_data())}

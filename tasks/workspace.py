@@ -65,7 +65,7 @@ class Workspace:
         """One checkout for all processes of the workspace: they queue; other machines race with it at the remote only."""
         return GitOpsRepository(
             self.settings.git_remote, self.layout.checkout("driver"), branch=self.settings.branch,
-            ssh_signing_key=self.settings.commit_signing_key,
+            signing_key=self.settings.commit_signing_key,
             policy_branch=self.settings.policy_branch,
         )  # fmt: skip
 
@@ -204,7 +204,10 @@ def kubernetes_cluster(settings: Settings, environment: str) -> KubernetesCluste
     return KubernetesCluster(
         environment, remote=settings.git_remote, branch=settings.branch, agent=agent,
         webhook=webhook or None,
-        gateway=Gateway(settings.gateway_url, settings.gateway_metrics, settings.gateway_cluster),
+        gateway=Gateway(
+            settings.gateway_url, settings.gateway_metrics, settings.gateway_cluster,
+            settings.gateway_mirror_cluster,
+        ),
     )  # fmt: skip
 
 
@@ -226,19 +229,31 @@ def initialise(settings: Settings, *, layout: Layout, demo: bool = False) -> lis
     laid_down = lay_down(
         template_directory(), paths.checkout("first"),
         layout=replace(
-            layout, remote=settings.git_remote, images=settings.repository if named else None
+            layout, remote=settings.git_remote, images=settings.repository if named else None,
+            committer=settings.commit_signing_key,
         ),
         public_key_pem=public_key, branch=settings.branch,
-        policy=Policy(signing=signing, images=images), ssh_signing_key=settings.commit_signing_key,
+        policy=Policy(signing=signing, images=images), signing_key=settings.commit_signing_key,
     )  # fmt: skip
     if laid_down.created:
         made.append(f"GitOps repository: {settings.git_remote}")
         made += _left_out(layout)
-        if layout.agent == "flux" and settings.commit_signing_key is None:
-            made.append(
-                "Flux applies signed commits only: set LOCKGATE_COMMIT_SIGNING_KEY before the first release"
-            )
+        made += _unverified(layout, settings.commit_signing_key)
     return made or [f"{paths.root} is a workspace already"]
+
+
+def _unverified(layout: Layout, key: str | None) -> list[str]:
+    """What an agent cannot verify of Lockgate's commits with this key."""
+    if layout.agent == "flux" and key is None:
+        return [
+            "Flux applies signed commits only: set LOCKGATE_COMMIT_SIGNING_KEY before the first release"
+        ]
+    if layout.agent == "argocd" and not (key or "").startswith("openpgp:"):
+        return [
+            "Argo CD verifies OpenPGP signatures only: with LOCKGATE_COMMIT_SIGNING_KEY=openpgp:FINGERPRINT its projects ask "
+            "for them; without, let the Git host refuse unsigned commits"
+        ]
+    return []
 
 
 def _left_out(layout: Layout) -> list[str]:

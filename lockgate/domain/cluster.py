@@ -69,6 +69,10 @@ class RouteStatus(Frozen):
     """Whether the gateway's data plane has answered with exactly this version."""
     trouble: str | None = None
     """Why it has not, where the gateway says so."""
+    mirrored: str | None = None
+    """Slot that gets copies of requests, where an HTTPRoute says so."""
+    mirror_rule: int | None = None
+    """Place of the rule that says it among the route's rules."""
 
 
 class ModelStatus(Frozen):

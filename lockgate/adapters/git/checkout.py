@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from lockgate.adapters.git.process import LOCKGATE, Author, Finished, GitRunner, GitTimeout
+from lockgate.adapters.git.process import (
+    LOCKGATE,
+    Author,
+    Finished,
+    GitRunner,
+    GitTimeout,
+    signing_settings,
+)
 from lockgate.errors import GitError
 
 _OVERTAKEN = re.compile(
@@ -41,12 +48,12 @@ class Checkout:
         directory: Path,
         *,
         author: Author,
-        ssh_signing_key: Path | None,
+        signing_key: str | Path | None,
         timeout: float,
     ) -> None:
         self.directory = directory.absolute()
         self._remote = remote
-        self._signing_key = ssh_signing_key
+        self._signing_key = signing_key
         self._timeout = timeout
         self._git = GitRunner(self.directory, author=author, timeout=timeout)
         self._threads = threading.RLock()
@@ -187,13 +194,14 @@ class Checkout:
         if self._signing_key is None:
             return self.local("commit-tree", tree, "-p", parent, "-F", str(note)).strip()
         done = self._run(
-            *("commit-tree", tree, "-p", parent, "-F", str(note), f"-S{self._signing_key}"),
-            settings=("gpg.format=ssh",),
+            *("commit-tree", tree, "-p", parent, "-F", str(note), "-S"),
+            settings=signing_settings(self._signing_key),
         )
         if not done.ok:
             raise GitError(
                 f"the commit cannot be signed with {self._signing_key}: {done.said()}",
-                hint="give an SSH private key without a passphrase, or one that ssh-agent holds",
+                hint="give an SSH private key without a passphrase, or one that ssh-agent holds; or openpgp:FINGERPRINT of a "
+                "key in this user's keyring that GnuPG signs with without asking",
             )
         return done.output.strip()
 

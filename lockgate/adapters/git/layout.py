@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from lockgate.adapters.git.process import OPENPGP
 from lockgate.domain import gitops
 from lockgate.errors import UsageError
 
@@ -25,6 +26,8 @@ Admission = Literal["none", "kyverno", "policy-controller"]
 """What verifies signatures when a pod is admitted, beside the rules that the API server enforces itself."""
 
 _ENVIRONMENT = "local"
+_KEY_ID = 16
+"""Last digits of an OpenPGP key's fingerprint, by which Argo CD names it."""
 _REMOTE = "https://git.example.com/platform/gitops.git"
 _IMAGES = "registry.example.com/ml"
 _KEY = "-----BEGIN PUBLIC KEY-----\nreplaced by lockgate init\n-----END PUBLIC KEY-----\n"
@@ -45,6 +48,8 @@ class Layout:
     admission: Admission = "kyverno"
     monitoring: bool = False
     """Whether the cluster has the Prometheus operator: then scrapes, rules and alerts are laid down for it."""
+    committer: str | None = None
+    """What signs Lockgate's commits, as git is told it. With an OpenPGP key Argo CD's projects are given its id to verify."""
     remote: str | None = None
     """The repository's address as the agents reach it."""
     images: str | None = None
@@ -143,6 +148,19 @@ def _write_shared(root: Path, layout: Layout, public_key_pem: str) -> None:
 
     for path in sorted((root / "clusters").rglob("*.yaml")):
         _rewrite(path, path, chosen)
+    if layout.agent == "argocd" and layout.committer and layout.committer.startswith(OPENPGP):
+        for path in sorted((root / "clusters").rglob("*.yaml")):
+            _verify_commits(path, layout.committer[-_KEY_ID:].upper())
+
+
+def _verify_commits(path: Path, key: str) -> None:
+    """Let the projects in this file apply commits of this key alone. Argo CD verifies OpenPGP and nothing else."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    projects = [d for d in documents if d["kind"] == "AppProject"]
+    for project in projects:
+        project["spec"]["signatureKeys"] = [{"keyID": key}]
+    if projects:
+        path.write_text("---\n".join(gitops.dump_yaml(document) for document in documents))
 
 
 def _own_directories(root: Path) -> list[Path]:

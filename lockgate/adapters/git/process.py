@@ -41,6 +41,19 @@ class Author:
 
 
 LOCKGATE = Author("Lockgate", "lockgate@localhost")
+OPENPGP = "openpgp:"
+
+
+def signing_settings(key: str | Path) -> tuple[str, ...]:
+    """Git's settings for commits that are signed with `key`: the file of an SSH key, or `openpgp:FINGERPRINT` of a key in this
+    user's GnuPG keyring."""
+    name = str(key)
+    if name.startswith(OPENPGP):
+        # The mark: this very key, not a subkey that GnuPG likes better.
+        chosen = ("gpg.format=openpgp", f"user.signingKey={name.removeprefix(OPENPGP)}!")
+    else:
+        chosen = ("gpg.format=ssh", f"user.signingKey={name}")
+    return ("commit.gpgSign=true", *chosen)
 
 
 @dataclass(frozen=True)

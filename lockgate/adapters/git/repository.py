@@ -43,7 +43,7 @@ class GitOpsRepository:
         branch: str = "main",
         *,
         author: Author = LOCKGATE,
-        ssh_signing_key: Path | None = None,
+        signing_key: str | Path | None = None,
         timeout: float = 30.0,
         retry_seconds: float = 120.0,
         policy_branch: str | None = None,
@@ -52,7 +52,7 @@ class GitOpsRepository:
         self._policy_branch = policy_branch or branch
         self._retry_seconds = retry_seconds
         self._checkout = Checkout(
-            remote, checkout, author=author, ssh_signing_key=ssh_signing_key, timeout=timeout
+            remote, checkout, author=author, signing_key=signing_key, timeout=timeout
         )
 
     def sync(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lockgate.adapters.git.checkout import Checkout
 from lockgate.adapters.git.layout import Layout, arrange
-from lockgate.adapters.git.process import LOCKGATE, Author, Finished, GitRunner
+from lockgate.adapters.git.process import LOCKGATE, Author, Finished, GitRunner, signing_settings
 from lockgate.domain import gitops
 from lockgate.domain.policy import Policy
 from lockgate.errors import GitError, UsageError
@@ -46,13 +46,13 @@ def lay_down(
     branch: str = "main",
     policy: Policy | None = None,
     author: Author = LOCKGATE,
-    ssh_signing_key: Path | None = None,
+    signing_key: str | Path | None = None,
     timeout: float = 30.0,
 ) -> LaidDown:
     """Make a GitOps repository in `target`, with a first commit, and push it to the layout's remote if it has one.
 
     `public_key_pem` is the release key whose signature counts, `policy` the rest of the policy (default: the strict one);
-    `ssh_signing_key` signs the commit, where agents verify it. A `remote` that is a path of this machine is made if it is not there: bare, refusing forced pushes. A second run changes
+    `signing_key` signs the commit, where agents verify it. A `remote` that is a path of this machine is made if it is not there: bare, refusing forced pushes. A second run changes
     nothing; nor does a run on a remote that somebody else has laid down meanwhile. Raises `UsageError` where something else
     is in the way, `GitError` where git cannot do it.
     """
@@ -75,7 +75,7 @@ def lay_down(
     if created:
         _make(
             template_dir, target, layout, public_key_pem=public_key_pem, policy=policy,
-            branch=branch, git=git, ssh_signing_key=ssh_signing_key,
+            branch=branch, git=git, signing_key=signing_key,
         )  # fmt: skip
     commit = _checked(git.run("rev-parse", "HEAD")).output.strip()
     if remote is None:
@@ -96,7 +96,7 @@ def lay_down(
 def _probe(remote: str, scratch: Path, branch: str, timeout: float) -> str | None:
     """Newest commit of a repository that was laid down in the remote; None if the branch is not there."""
     checkout = Checkout(
-        remote, scratch / "probe", author=LOCKGATE, ssh_signing_key=None, timeout=timeout
+        remote, scratch / "probe", author=LOCKGATE, signing_key=None, timeout=timeout
     )
     with checkout.locked():
         if not checkout.branch_exists(branch):
@@ -120,7 +120,7 @@ def _make(
     policy: Policy | None,
     branch: str,
     git: GitRunner,
-    ssh_signing_key: Path | None = None,
+    signing_key: str | Path | None = None,
 ) -> None:
     if target.exists() and any(target.iterdir()):
         raise UsageError(
@@ -148,11 +148,10 @@ def _make(
             "",
             {"Lockgate-Agent": layout.agent, "Lockgate-Cloud": layout.cloud or "none"},
         )
-        signing = ("commit.gpgSign=true", "gpg.format=ssh", f"user.signingKey={ssh_signing_key}")
         _checked(
             inside.run(
                 *("commit", "--quiet", "--no-verify", "-m", message),
-                settings=signing if ssh_signing_key is not None else (),
+                settings=signing_settings(signing_key) if signing_key is not None else (),
             )
         )
         fresh.chmod(0o755)

@@ -63,11 +63,17 @@ def route_generation(item: Mapping[str, Any]) -> int | None:
 
 def route_status(route: Mapping[str, Any]) -> RouteStatus:
     weights: dict[str, int] = {}
-    for rule in route["spec"].get("rules") or []:
+    mirrored: str | None = None
+    mirror_rule: int | None = None
+    for number, rule in enumerate(route["spec"].get("rules") or []):
         if any(match.get("headers") for match in rule.get("matches") or []):
             continue
         for backend in rule.get("backendRefs") or []:
             weights[backend["name"].rpartition("-")[2]] = int(backend.get("weight", 1))
+        for wanted in rule.get("filters") or []:
+            if wanted.get("type") == "RequestMirror":
+                mirrored = wanted["requestMirror"]["backendRef"]["name"].rpartition("-")[2]
+                mirror_rule = number
     trouble = carried_out(route)
     return RouteStatus(
         weights=weights,
@@ -75,6 +81,8 @@ def route_status(route: Mapping[str, Any]) -> RouteStatus:
         version=str(route["metadata"].get("resourceVersion", "")),
         loaded=trouble is None,
         trouble=trouble,
+        mirrored=mirrored,
+        mirror_rule=mirror_rule,
     )
 
 

@@ -25,7 +25,7 @@ REACH: dict[str, dict[str, tuple[int, ...]]] = {
     "Prometheus": {"gateway": (10443, 19001), "slot": (8000,), "state metrics": (9101,)},
     "slot": {"DNS": (53,)},
     "worker": OUTSIDE,
-    "release": {**OUTSIDE, "gateway": (10443, 19001), "slot": (8000,)},
+    "release": {**OUTSIDE, "gateway": (19001,), "slot": (8000,)},
     "prepare": OUTSIDE,
     "measure": {**OUTSIDE, "test server": (8000,)},
     "sign": OUTSIDE,

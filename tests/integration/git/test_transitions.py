@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
-from lockgate.adapters.git import GitOpsRepository
+from lockgate.adapters.git import GitOpsRepository, Layout
 from lockgate.domain import gitops
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout import Transition, Wait, start
 from lockgate.errors import GitError, Refused, UsageError
+from tests.integration.git.layouts import lay_files
 from tests.integration.git.repositories import (
     commit_last,
     commits,
@@ -284,7 +291,7 @@ def test_commits_are_signed_with_the_ssh_key_that_is_given(tmp_path: Path, remot
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True, timeout=20
     )
-    repo = repository(tmp_path, ssh_signing_key=key)
+    repo = repository(tmp_path, signing_key=key)
     commit = repo.commit_transition("m", "prod", releasing("one"), render).commit
     signers = tmp_path / "signers"
     signers.write_text(f"lockgate@localhost {key.with_suffix('.pub').read_text()}")
@@ -293,6 +300,53 @@ def test_commits_are_signed_with_the_ssh_key_that_is_given(tmp_path: Path, remot
         at=remote,
     )
     assert shown.strip() == "G lockgate@localhost"
-    other = repository(tmp_path, "other", ssh_signing_key=tmp_path / "none")
+    other = repository(tmp_path, "other", signing_key=tmp_path / "none")
     with pytest.raises(GitError, match="cannot be signed"):
         other.commit_transition("m", "staging", releasing("one"), render)
+
+
+@pytest.fixture
+def keyring(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Fingerprint of a key that a GnuPG of its own holds without a passphrase."""
+    if shutil.which("gpg") is None:
+        pytest.skip("gpg is not on PATH")
+    # Sockets of its agent lie there, and their paths have to be short.
+    home = tempfile.mkdtemp(prefix="gpg-", dir="/tmp")
+    monkeypatch.setenv("GNUPGHOME", home)
+    try:
+        made = ("--quick-generate-key", "Lockgate <lockgate@localhost>", "ed25519", "sign", "never")
+        for command in (("--passphrase", "", *made), ("--with-colons", "--list-keys")):
+            done = subprocess.run(
+                ["gpg", "--batch", *command], check=True, timeout=60, capture_output=True, text=True
+            )
+        [fingerprint] = re.findall(r"^fpr:+([0-9A-F]+):", done.stdout, re.MULTILINE)
+        yield fingerprint
+    finally:
+        subprocess.run(["gpgconf", "--kill", "all"], timeout=20, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_commits_are_signed_with_the_openpgp_key_that_argo_cds_projects_ask_for(
+    tmp_path: Path, remote: Path, keyring: str
+) -> None:
+    committer = f"openpgp:{keyring}"
+    repo = repository(tmp_path, signing_key=committer)
+    commit = repo.commit_transition("m", "prod", releasing("one"), render).commit
+    key = git("log", "-1", "--format=%G?%GK", commit, at=remote).strip()
+    layout = Layout(("prod", "dr"), "argocd", "eks", committer=committer, remote="https://g.test/r")
+    root = lay_files(tmp_path / "laid", layout)
+    projects = [
+        found
+        for path in (root / "clusters").rglob("*.yaml")
+        for found in yaml.safe_load_all(path.read_text())
+        if found["kind"] == "AppProject"
+    ]
+    assert {p["metadata"]["name"] for p in projects} == {
+        "lockgate-cluster", "lockgate-models-prod", "lockgate-platform-prod",
+        "lockgate-models-dr", "lockgate-platform-dr",
+    }  # fmt: skip
+    schema = json.loads((root / "schemas/argoproj.io/appproject_v1alpha1.json").read_text())
+    for project in projects:
+        jsonschema.Draft202012Validator(schema).validate(project)
+        [asked] = project["spec"]["signatureKeys"]
+        assert key == f"G{asked['keyID']}", "a good signature, by that very key"

@@ -490,7 +490,10 @@ def test_metrics_are_read_from_every_pod_and_from_every_proxys_cluster_of_the_sl
 ) -> None:
     kubernetes.sync(manifests(canary(4)))
     kubernetes.settle()
-    gateway = Gateway("https://{model}", "http://gw.test:19001/stats", "s/{namespace}/{service}")
+    gateway = Gateway(
+        "https://{model}", "http://gw.test:19001/stats", "s/{namespace}/{service}",
+        "{namespace}/{model}/{rule}-mirror",
+    )  # fmt: skip
     observed = KubernetesCluster("prod", gateway=gateway, remote="r", reader=kubernetes.reader())
     proxies, resolve = ["10.0.0.7"], socket.getaddrinfo
 
@@ -513,6 +516,17 @@ def test_metrics_are_read_from_every_pod_and_from_every_proxys_cluster_of_the_sl
         "gateway-b-10.0.0.7": "http://10.0.0.7:19001/stats",
         "gateway-b-10.0.0.8": "http://10.0.0.8:19001/stats",
     }
+    route = kubernetes.get(ROUTES, "smol")
+    assert route is not None
+    copied = {
+        "type": "RequestMirror",
+        "requestMirror": {"backendRef": {"name": "smol-b"}, "percent": 9},
+    }
+    route["spec"]["rules"][1]["filters"] = [copied]
+    kubernetes.put(ROUTES, route)
+    copies = {t.instance: t for t in observed.scrape_targets("smol") if "copies" in t.instance}
+    assert {(t.slot, t.cluster) for t in copies.values()} == {("b", "lockgate-prod/smol/1-mirror")}
+    assert set(copies) == {"gateway-b-copies-10.0.0.7", "gateway-b-copies-10.0.0.8"}
     assert observed.gateway_url("smol") == "https://smol"
     with pytest.raises(ClusterError, match="nothing of other was deployed"):
         observed.gateway_url("other")

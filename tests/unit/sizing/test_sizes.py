@@ -17,7 +17,9 @@ def test_parameters_and_cache_are_those_that_the_makers_publish(name: str) -> No
     known = KNOWN[name]
     shape = read_shape(known.config)
     assert shape.parameters is not None
-    assert shape.parameters.total == pytest.approx(known.parameters, rel=0.0001)
+    # A float is a number that its makers have rounded.
+    rounded = isinstance(known.parameters, float)
+    assert shape.parameters.total == pytest.approx(known.parameters, rel=1e-4 if rounded else 0)
     assert weights_of(shape).total == 2 * shape.parameters.total
     assert shape.layers * kv_bytes_a_token(shape) == known.kv_bytes
 
