@@ -254,6 +254,22 @@ class StepTrace:
             lines.write(json.dumps(report.to_data()) + "\n")
 
 
+def newest_entry(path: Path) -> float | None:
+    """The time of a trace's last whole line, without reading what is before it; None for an empty or unreadable one."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4 * _LONGEST_LINE))
+            whole = file.read().split(b"\n")[:-1]
+        return parse_line(whole[-1].decode()).time
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+_LONGEST_LINE = 256 * 1024
+"""Bytes that a scrape of one instance stays below."""
+
+
 def _drop_partial_line(path: Path) -> None:
     """A writer killed in mid-line leaves a tail without a newline; what follows must not be glued to it."""
     if not path.exists():
