@@ -230,7 +230,7 @@ class StepTrace:
         newest: float | None = None
         if not self.path.exists():
             return None
-        with self.path.open() as lines:
+        with self.path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     seen = parse_line(line)

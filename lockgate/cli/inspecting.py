@@ -51,7 +51,8 @@ def judge(
                 console.print_json({"trace": "-", **answer.to_data()})
     for trace in traces or []:
         try:
-            with trace.open() as lines:
+            # What is no text is no trace either: the line that it stands on is named.
+            with trace.open(encoding="utf-8", errors="replace") as lines:
                 answer = judge_lines(lines, settings)
         except OSError as error:
             raise UsageError(f"cannot read {trace}: {error.strerror}") from error
