@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ def judge(
     verdicts = []
     if follow:
         follower = Follower(settings)
-        for line in sys.stdin:
+        for line in io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"):
             answer = follower.feed(line)
             if answer is not None:
                 verdicts = [answer.verdict]

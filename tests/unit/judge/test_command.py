@@ -59,7 +59,7 @@ def test_what_is_followed_is_answered_after_every_pair_of_scrapes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     text = "".join(line + "\n" for line in trace(Server(), Server(ttft=3.0), 30, 1))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     code, lines, _ = said(capsys, monkeypatch, "--config", config, "--follow")
     assert code == 3
     assert len(lines) >= 30
