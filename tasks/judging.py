@@ -204,7 +204,8 @@ def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
     }
     metrics = {}
     for name, metric in DEFAULT_METRICS.items():
-        update: dict[str, Any] = {"margin": margins.get(metric.kind, metric.margin)}
+        margin = spec.margins.probes if name == "quality_probe" else margins.get(metric.kind)
+        update: dict[str, Any] = {"margin": metric.margin if margin is None else margin}
         if name in spec.judge.guards and metric.criticality is Criticality.REQUIRED:
             update["criticality"] = Criticality.GUARD
         metrics[name] = metric.model_copy(update=update)
