@@ -13,7 +13,7 @@ from lockgate.adapters import metrics
 from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.judge import JudgeReport
+from lockgate.domain.judge import JudgeReport, Verdict
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
@@ -305,10 +305,13 @@ class Watcher:
         self._trace.append([*records, *probes])
         for record in (*records, *probes):
             judge.observe(record)
-        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
-        if needed <= {record.track for record in records if record.up}:
-            self._seen = time.time()
         report = judge.look(time.time())
+        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
+        told = needed <= {record.track for record in records if record.up}
+        dead = any(not record.up for record in records)
+        # What the gateway says of a server whose own metrics are away is not enough; that a server is dead is no want of metrics.
+        if told and (dead or report is None or report.verdict is not Verdict.METRICS_OUTAGE):
+            self._seen = time.time()
         if report is not None:
             self._trace.said(report)
         self._conclude(judge.decided() or report)
