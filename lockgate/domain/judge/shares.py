@@ -109,6 +109,9 @@ class ShareDifference(Evaluator):
         spread = self._spread()
         self._raise_to(float(self._worse.log_e(spread)), float(self._within.log_e(spread)))
 
+    def discard(self) -> None:
+        self._open = {t: [0.0, 0.0] for t in TRACKS}
+
     def _counted(self, block: proportion.Counts) -> proportion.Counts:
         """What of a block counts against the canary."""
         return block
@@ -191,6 +194,9 @@ class CategoryMix(Evaluator):
             counts.canary_trials,
         )
         self._raise_to(log_mean_exp(worse), within)
+
+    def discard(self) -> None:
+        self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
 
     def describe(self) -> Evidence:
         if self._described_at != self._blocks and self._blocks:
