@@ -4,8 +4,8 @@ Stable is MODEL_DIR as it is, the canary the same with one thing changed:
 
 * `same`: nothing;
 * `one-at-a-time`: slower by configuration, it serves one request after the other;
-* `broken-template`: its chat template lost the marks of roles and turns, so that the model does not know whose turn it is and
-  runs on, mostly to the limit of the request.
+* `broken-template`: its chat template lost the end of a turn, and with it the engine the token at which an answer ends (that of the
+  base model stands there instead): answers run on to the limit of the request. The demonstration's model is meant.
 
 Both stand behind the embedded cluster's own gateway, which sends each of them half of a steady stream of short questions, and are
 scraped as a release's driver does it. FILE gets the samples that the judge looks at, one JSON line a scrape and instance, times
@@ -71,7 +71,13 @@ _QUESTIONS = (
     "Name one city in {}.",
 )
 
-BROKEN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
+END_OF_TURN = "<|im_end|>"
+BASE_ENDS = {
+    "tokenizer_config.json": ("eos_token", "<|endoftext|>"),
+    "config.json": ("eos_token_id", 0),
+    "generation_config.json": ("eos_token_id", 0),
+}
+"""Where the files of a model name the end of an answer, and what stands there before it has learned to chat."""
 
 
 def unchanged(model: Path, _: Path) -> Path:
@@ -79,16 +85,19 @@ def unchanged(model: Path, _: Path) -> Path:
 
 
 def with_broken_template(model: Path, scratch: Path) -> Path:
-    """The same model with another chat template; its other files are linked to."""
+    """The same weights; the files that are not broken are linked to."""
     changed = scratch / "broken-template"
     changed.mkdir()
     for path in model.iterdir():
-        if path.name not in ("tokenizer_config.json", "chat_template.jinja"):
+        if path.name == "chat_template.jinja":
+            (changed / path.name).write_text(path.read_text().replace(END_OF_TURN, ""))
+        elif path.name in BASE_ENDS:
+            key, value = BASE_ENDS[path.name]
+            (changed / path.name).write_text(
+                json.dumps({**json.loads(path.read_text()), key: value})
+            )
+        else:
             (changed / path.name).symlink_to(path.resolve())
-    settings = json.loads((model / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (changed / "tokenizer_config.json").write_text(json.dumps(settings))
-    (changed / "chat_template.jinja").write_text(BROKEN_TEMPLATE)
     return changed
 
 

@@ -44,6 +44,8 @@ RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
     ("benchmark.prices.NAME", cost.Price),
     ("canary", spec.CanarySpec),
     ("canary.steps[]", spec.CanaryStep),
+    ("canary.probes", spec.ProbeSpec),
+    ("canary.probes.questions[]", spec.Probe),
     ("canary.margins", spec.JudgeMargins),
     ("canary.judge", spec.JudgeTuning),
 )

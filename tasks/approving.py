@@ -18,6 +18,7 @@ from lockgate.domain.approval import (
 )
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout import Approval, Look, Observation, Rejection
+from lockgate.errors import LockgateError
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -76,6 +77,16 @@ def decision_on(workspace: Workspace, state: ReleaseState) -> Approval | Rejecti
             "%d of %d approvals: %s", len(found.names), request.needed, ", ".join(found.names)
         )
     return found.outcome
+
+
+def somebody_decided(workspace: Workspace, state: ReleaseState) -> bool:
+    """Whether what waits in `state` has been decided on at the remote, as far as it can be read."""
+    try:
+        workspace.gitops.sync()
+        return decision_on(workspace, state) is not None
+    except LockgateError as error:
+        logger.warning("approvals cannot be read: %s", error.message)
+        return False
 
 
 def asked_again(

@@ -35,8 +35,9 @@ from lockgate.domain.rollout import (
 )
 from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
-from tasks.approving import asked_again
+from tasks.approving import asked_again, somebody_decided
 from tasks.events import tell_transition
+from tasks.judging import newest_entry
 from tasks.retries import TRANSIENT
 from tasks.steps import step
 from tasks.watching import Watcher
@@ -87,11 +88,15 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
     """Look at the release's slots and metrics until something follows from what is seen, and return that look.
 
     None when nothing is under way any more, and when only a person can bring the release on: then one look is taken, for
-    the dangers that end a release in every phase, and the driver may go. Likewise past `until` (monotonic clock).
+    the dangers that end a release in every phase, and the driver may go; but none where the last one was a moment ago and
+    nobody has decided since. Likewise past `until` (monotonic clock).
     """
     if state.phase in TERMINAL_PHASES:
         return None
-    watcher = Watcher(Workspace.current(), state)
+    workspace = Workspace.current()
+    if _just_looked_at(workspace, state) and not somebody_decided(workspace, state):
+        return None
+    watcher = Watcher(workspace, state)
     told = _Told(state)
     while True:
         look = watcher.look()
@@ -107,6 +112,14 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
         watcher.rest()
         if watcher.moved_on():
             return look
+
+
+def _just_looked_at(workspace: Workspace, state: ReleaseState) -> bool:
+    """Of a release that waits for a person, maybe for days: each look replays all that was seen before it."""
+    if state.canary is None or state.phase not in (Phase.AWAITING_APPROVAL, Phase.HELD):
+        return False
+    newest = newest_entry(workspace.layout.trace(state.model, state.environment, state.began))
+    return newest is not None and time.time() - newest < state.canary.outage_budget_seconds / 4
 
 
 class _Told:

@@ -204,7 +204,8 @@ def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
     }
     metrics = {}
     for name, metric in DEFAULT_METRICS.items():
-        update: dict[str, Any] = {"margin": margins.get(metric.kind, metric.margin)}
+        margin = spec.margins.probes if name == "quality_probe" else margins.get(metric.kind)
+        update: dict[str, Any] = {"margin": metric.margin if margin is None else margin}
         if name in spec.judge.guards and metric.criticality is Criticality.REQUIRED:
             update["criticality"] = Criticality.GUARD
         metrics[name] = metric.model_copy(update=update)
@@ -230,7 +231,7 @@ class StepTrace:
         newest: float | None = None
         if not self.path.exists():
             return None
-        with self.path.open() as lines:
+        with self.path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     seen = parse_line(line)
@@ -252,6 +253,22 @@ class StepTrace:
         """Keep what the judge said, for the release's report; nothing is decided from it."""
         with self._looks.open("a") as lines:
             lines.write(json.dumps(report.to_data()) + "\n")
+
+
+def newest_entry(path: Path) -> float | None:
+    """The time of a trace's last whole line, without reading what is before it; None for an empty or unreadable one."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4 * _LONGEST_LINE))
+            whole = file.read().split(b"\n")[:-1]
+        return parse_line(whole[-1].decode()).time
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+_LONGEST_LINE = 256 * 1024
+"""Bytes that a scrape of one instance stays below."""
 
 
 def _drop_partial_line(path: Path) -> None:

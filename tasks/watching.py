@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from lockgate.adapters import metrics
 from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
-from lockgate.domain.judge import JudgeReport
+from lockgate.domain.judge import JudgeReport, Verdict
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
@@ -25,12 +26,13 @@ from lockgate.domain.rollout import (
     Verification,
 )
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.domain.trace import Track
+from lockgate.domain.trace import Scrape, Track
 from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.approving import decision_on
 from tasks.judging import StepJudge, StepTrace, baking
+from tasks.probing import Prober
 from tasks.supply import verifications
 from tasks.workspace import Workspace
 
@@ -74,6 +76,7 @@ class Watcher:
         self._asked_remote = time.monotonic()
         self._report: JudgeReport | None = None
         self._verdict: JudgeVerdict | None = None
+        self._prober: Prober | None = None
         self._seen = self._last_entry(self._judge) if self._judge is not None else time.time()
 
     def look(self) -> Look:
@@ -296,17 +299,41 @@ class Watcher:
         except LockgateError as error:
             logger.warning("no metrics: %s", error.message)
             return
-        records = metrics.scrape(targets, tracks, time=time.time())
-        self._trace.append(records)
-        for record in records:
+        now = time.time()
+        records = metrics.scrape(targets, tracks, time=now)
+        probes = self._probed(tracks, now)
+        self._trace.append([*records, *probes])
+        for record in (*records, *probes):
             judge.observe(record)
-        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
-        if needed <= {record.track for record in records if record.up}:
-            self._seen = time.time()
         report = judge.look(time.time())
+        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
+        told = needed <= {record.track for record in records if record.up}
+        dead = any(not record.up for record in records)
+        # What the gateway says of a server whose own metrics are away is not enough; that a server is dead is no want of metrics.
+        if told and (dead or report is None or report.verdict is not Verdict.METRICS_OUTAGE):
+            self._seen = time.time()
         if report is not None:
             self._trace.said(report)
         self._conclude(judge.decided() or report)
+
+    def _probed(self, tracks: Mapping[str, Track], now: float) -> list[Scrape]:
+        """What the quality probe has come to, where the spec asks for one. A driver that takes one look only asks nothing."""
+        spec = self.state.canary
+        if spec is None or spec.probes is None or self.state.phase is not Phase.CANARY:
+            return []
+        if self._prober is None:
+            names = {
+                slot: occupant.candidate.serving.served_model_name
+                for slot in tracks
+                if (occupant := self.state.occupant(Slot(slot))) is not None
+            }
+            try:
+                url = self.cluster.gateway_url(self.state.model)
+            except LockgateError as error:
+                logger.warning("nothing is probed: %s", error.message)
+                return []
+            self._prober = Prober(spec.probes, url, names, tracks)
+        return self._prober.records(now)
 
     def _conclude(self, report: JudgeReport | None) -> None:
         """Turn a report that says anything into the verdict of the look."""

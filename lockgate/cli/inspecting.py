@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import UTC, datetime
@@ -44,14 +45,15 @@ def judge(
     verdicts = []
     if follow:
         follower = Follower(settings)
-        for line in sys.stdin:
+        for line in io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"):
             answer = follower.feed(line)
             if answer is not None:
                 verdicts = [answer.verdict]
                 console.print_json({"trace": "-", **answer.to_data()})
     for trace in traces or []:
         try:
-            with trace.open() as lines:
+            # What is no text is no trace either: the line that it stands on is named.
+            with trace.open(encoding="utf-8", errors="replace") as lines:
                 answer = judge_lines(lines, settings)
         except OSError as error:
             raise UsageError(f"cannot read {trace}: {error.strerror}") from error

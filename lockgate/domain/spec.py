@@ -174,6 +174,8 @@ class JudgeMargins(Frozen):
     errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
     output_length: Annotated[float, Field(gt=0)] = 0.15
     finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    probes: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of wrong answers to the quality probe, where the spec has one."""
 
 
 class JudgeTuning(Frozen):
@@ -198,6 +200,23 @@ class LatencyObjective(Frozen):
 
     quantile: Probability = 0.95
     seconds: Annotated[float, Field(gt=0)]
+
+
+class Probe(Frozen):
+    """One question with a known answer."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    expect: Annotated[str, Field(min_length=1)]
+    """What a right answer contains, in capitals or not."""
+    max_tokens: Annotated[int, Field(ge=1, le=512)] = 32
+
+
+class ProbeSpec(Frozen):
+    """The quality probe: questions asked of the live canary and of what it is compared with, by turns and of both alike."""
+
+    questions: tuple[Probe, ...] = Field(min_length=1)
+    every_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Time between two questions. Each costs both tracks one answer."""
 
 
 class ServiceLevels(Frozen):
@@ -244,6 +263,8 @@ class CanarySpec(Frozen):
     """Chance, over the whole canary, of rolling back a candidate that is no worse than the margins."""
     margins: JudgeMargins = JudgeMargins()
     judge: JudgeTuning = JudgeTuning()
+    probes: ProbeSpec | None = None
+    """Questions with known answers, asked while the canary is judged. None: no quality probe."""
     scrape_seconds: Annotated[float, Field(gt=0)] = 2.0
     """Time between two looks at the metrics."""
     on_insufficient_data: Literal["rollback", "hold"] = "hold"

@@ -6,6 +6,7 @@ Before the demonstration, in a workspace of its own. Its candidates are signed w
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -42,6 +43,10 @@ SERVING: dict[str, Any] = {
 }
 BROKEN_OBJECTIVE = {"bake_seconds": 600, "slos": {"e2e": {"seconds": 0.016}}}
 """No answer is ever as quick."""
+PROBES = {
+    "questions": [{"prompt": "What is the capital of France?", "expect": "Paris"}],
+    "every_seconds": 3,
+}
 LENIENT = {"latency": 5.0, "tail": 0.6, "errors": 0.5, "output_length": 5.0, "finish_reasons": 0.9}
 """The canary is to stand until a person speaks, however three servers fare on this machine."""
 WATCH = f"from flows.watch import watch; print(watch({MODEL!r}, seconds=60))"
@@ -129,6 +134,7 @@ def test_a_person_promotes_from_beside_a_fresh_baseline_and_the_watch_takes_it_b
             "baseline": "fresh",
             "steps": steps,
             "margins": LENIENT,
+            "probes": PROBES,
             "control_percent": 0,
             **BROKEN_OBJECTIVE,
         },
@@ -142,6 +148,7 @@ def test_a_person_promotes_from_beside_a_fresh_baseline_and_the_watch_takes_it_b
     with site.running_traffic(rows, rate=2):
         wait_until(stands_at_its_step, 400, "the canary has its weight")
         raised = time.time()
+        trace = site.settings.layout.trace(MODEL, "local", site.state().began)
 
         def answered() -> Counter[str]:
             return Counter(r["slot"] for r in read_rows(rows) if r["start"] > raised)
@@ -158,6 +165,13 @@ def test_a_person_promotes_from_beside_a_fresh_baseline_and_the_watch_takes_it_b
         back = site.state()
         assert (back.phase, back.stable) == (Phase.DRAINING, Slot.A), said
         assert site.run("reconcile", MODEL).returncode == 0
+    seen = [json.loads(line) for line in trace.read_text().splitlines()]
+    probed = {
+        line["instance"]: line["counters"]["lockgate:probe_total"]
+        for line in seen
+        if line["instance"].startswith("probe-")
+    }
+    assert probed["probe-b"] == probed["probe-baseline"] > 2
     ended = site.state()
     assert ended.phase is Phase.STABLE
     assert ended.last is not None and ended.last.outcome is Outcome.ROLLED_BACK

@@ -7,6 +7,7 @@ depend on how often anybody looked.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Evaluator(ABC):
         self.evidence = Evidence()
         self.last_seen: dict[Track, float] = {}
         self._blocks = 0
+        self.at_ease = False
+        """Whether the canary surely carries less than the baseline as blocks are closed: what it shows then is no proof."""
 
     @property
     def present(self) -> bool:
@@ -81,6 +84,10 @@ class Evaluator(ABC):
     def close(self, end: float) -> None:
         """The open block has ended at time `end` (seconds, trace clock)."""
 
+    @abstractmethod
+    def discard(self) -> None:
+        """The open block has ended and is compared with nothing."""
+
     def describe(self) -> Evidence:
         """The evidence, with estimate and interval filled in."""
         return self.evidence
@@ -89,6 +96,10 @@ class Evaluator(ABC):
         self.evidence.log_worse_now = worse
         self.evidence.log_worse = max(self.evidence.log_worse, worse)
         self.evidence.log_within = max(self.evidence.log_within, within)
+
+
+def _since(before: float | None, end: float) -> float:
+    return 0.0 if before is None else end - before
 
 
 def log_mean_exp(values: list[float]) -> float:
@@ -102,6 +113,9 @@ class RatioOfMeans(Evaluator):
         super().__init__(name, metric, config)
         self.histogram: str | None = None
         self._shift = ShiftEvidence(evidence_grid(config, metric))
+        self._proof = self._shift
+        """Of the blocks at no less load than the baseline's: the same, until there are others."""
+        self._proof_end: float | None = None
         self._open: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._open_per: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
         self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
@@ -142,22 +156,31 @@ class RatioOfMeans(Evaluator):
             log, own = log_mean(block.count, max(mean, self.metric.floor), scatter, seen.count)
             value[track] = float(log)
             variance += float(own)
-        step = 0.0 if self._last_end is None else end - self._last_end
-        self._shift.update(value["canary"] - value["baseline"], variance, step)
+        observed = value["canary"] - value["baseline"]
+        if self.at_ease and self._proof is self._shift:
+            self._proof, self._proof_end = copy.deepcopy(self._shift), self._last_end
+        self._shift.update(observed, variance, _since(self._last_end, end))
         self._last_end = end
+        if self._proof is not self._shift and not self.at_ease:
+            self._proof.update(observed, variance, _since(self._proof_end, end))
+            self._proof_end = end
         self.evidence.n_baseline += baseline.count
         self.evidence.n_canary += canary.count
         self._open = {t: Moments() for t in TRACKS}
         self._open_per = dict.fromkeys(TRACKS, 0.0)
         self._blocks += 1
         above = float(self._shift.log_e_above(self._bound))
-        within = float(self._shift.log_e_below(self._bound))
+        within = float(self._proof.log_e_below(self._bound))
         if self.metric.kind is MetricKind.SIZE:
             down = float(self._shift.log_e_below_wide(-self._bound))
             above = log_mean_exp([above, down])
-            within = min(within, float(self._shift.log_e_above_near(-self._bound)))
+            within = min(within, float(self._proof.log_e_above_near(-self._bound)))
         if self._blocks >= MIN_BLOCKS:
             self._raise_to(above, within)
+
+    def discard(self) -> None:
+        self._open = {t: Moments() for t in TRACKS}
+        self._open_per = dict.fromkeys(TRACKS, 0.0)
 
     def describe(self) -> Evidence:
         if self._blocks and self._described_at != self._blocks:

@@ -18,6 +18,8 @@ from lockgate.domain.judge.config import JudgeConfig
 from lockgate.domain.judge.increments import Increments, matches
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
+_PROBES = "lockgate:"
+"""Samples that the driver counts itself: they say nothing about anybody's metrics."""
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
@@ -66,7 +68,7 @@ class HealthWatch:
             if life.last_up is not None or not life.joined:
                 self._down(scrape, life)
             return
-        if scrape.counters or scrape.histograms:
+        if any(not n.startswith(_PROBES) for n in (*scrape.counters, *scrape.histograms)):
             self.last_usable[scrape.track] = scrape.time
         life.engine = life.engine or any(
             name.startswith("vllm:")

@@ -173,7 +173,14 @@ class Judge:
         for track, increments in self._stretches.drain(end):
             if not self._absences.covers(increments):
                 self._take(track, increments)
+        load = self._standing(end).load
         for evaluator in self._evaluators.values():
+            if evaluator.metric.kind in TIMED:
+                # What shows at another load is the load's: slowness under more of it, and quickness under less.
+                if load.surely_heavier:
+                    evaluator.discard()
+                    continue
+                evaluator.at_ease = load.surely_lighter
             evaluator.close(end)
         self._share_alpha()
         self._decision = decide(self._standing(end), self._decision)

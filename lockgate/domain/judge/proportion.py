@@ -155,15 +155,23 @@ def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float
     return out
 
 
+_LEAST = 5.0
+"""Events and non-events below which there is no over-dispersion to measure."""
+
+
+def too_rare(events: float, trials: float) -> bool:
+    """Whether `dispersion` of so many events is 1 for want of them."""
+    return min(events, trials - events) < _LEAST
+
+
 def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
     """Over-dispersion of shares between blocks of one track: Pearson's statistic a degree of
-    freedom, never below 1; 1 where fewer than 5 events or non-events were seen (nothing to
-    measure)."""
+    freedom, never below 1; 1 where fewer than 5 events or non-events were seen."""
     k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
     total_k, total_n = k.sum(axis, keepdims=True), n.sum(axis, keepdims=True)
     used = n > 0
     freedom = used.sum(axis) - 1
-    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < 5
+    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < _LEAST
     unknown = rare | (freedom < 3)
     if unknown.all():
         return np.ones(unknown.shape)

@@ -22,12 +22,19 @@ class _ShareHistory:
 
     events: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
     trials: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
+    sums: dict[Track, tuple[float, float]] = field(
+        default_factory=lambda: dict.fromkeys(TRACKS, (0.0, 0.0))
+    )
+    """Events and trials of all blocks. Kept up, since a step may have very many."""
     _measured: tuple[int, float] = (-1, 1.0)
 
     def add(self, track: Track, events: float, trials: float) -> None:
         # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
+        trials = max(trials, events)
         self.events[track].append(events)
-        self.trials[track].append(max(trials, events))
+        self.trials[track].append(trials)
+        k, n = self.sums[track]
+        self.sums[track] = k + events, n + trials
 
     def skip(self) -> None:
         """A block in which a track had no trials; its counts go to the next."""
@@ -40,19 +47,17 @@ class _ShareHistory:
         return proportion.Counts(kb, nb, kc, nc)
 
     def counts(self) -> proportion.Counts:
-        return proportion.Counts(
-            sum(self.events["baseline"]),
-            sum(self.trials["baseline"]),
-            sum(self.events["canary"]),
-            sum(self.trials["canary"]),
-        )
+        (kb, nb), (kc, nc) = (self.sums[t] for t in TRACKS)
+        return proportion.Counts(kb, nb, kc, nc)
 
     def dispersion(self) -> float:
         """The larger of both tracks'."""
         blocks = len(self.events["canary"])
         if self._measured[0] != blocks:
-            events, trials = ([part[t] for t in TRACKS] for part in (self.events, self.trials))
-            self._measured = blocks, float(proportion.dispersion(events, trials).max())
+            told = [t for t in TRACKS if not proportion.too_rare(*self.sums[t])]
+            events, trials = ([part[t] for t in told] for part in (self.events, self.trials))
+            value = float(proportion.dispersion(events, trials).max()) if told else 1.0
+            self._measured = blocks, value
         return self._measured[1]
 
 
@@ -103,6 +108,9 @@ class ShareDifference(Evaluator):
         self._within.update(*block.arrays)
         spread = self._spread()
         self._raise_to(float(self._worse.log_e(spread)), float(self._within.log_e(spread)))
+
+    def discard(self) -> None:
+        self._open = {t: [0.0, 0.0] for t in TRACKS}
 
     def _counted(self, block: proportion.Counts) -> proportion.Counts:
         """What of a block counts against the canary."""
@@ -187,6 +195,9 @@ class CategoryMix(Evaluator):
         )
         self._raise_to(log_mean_exp(worse), within)
 
+    def discard(self) -> None:
+        self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
+
     def describe(self) -> Evidence:
         if self._described_at != self._blocks and self._blocks:
             largest = max(
@@ -267,7 +278,7 @@ class SplitShare(ShareDifference):
         self._raise_to(float(worse), 0.0)
 
     def _totals(self) -> tuple[float, float]:
-        return sum(self._history.events["canary"]), sum(self._history.trials["canary"])
+        return self._history.sums["canary"]
 
     def describe(self) -> Evidence:
         canary, total = self._totals()

@@ -107,6 +107,9 @@ class TailShare(ShareDifference):
         self._empty_block()
         super().close(end)
 
+    def discard(self) -> None:
+        self._empty_block()
+
     def _counted(self, block: Counts) -> Counts:
         events = counted(np.array(block.canary_events), np.array(block.canary_trials))
         return Counts(

@@ -1,6 +1,6 @@
 """Verdicts on scrapes of real servers: two vLLM (SmolLM2-135M on CPU cores that they share with others)
-behind Envoy, half of the requests each. Recorded while a canary ran; cut down to the samples that the
-judge looks at.
+behind Envoy, half of the requests each. Recorded while a canary ran, or by `benchmarks/record_traces.py`; cut
+down to the samples that the judge looks at.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.domain.judge import JudgeReport, Verdict, judge_lines
+from lockgate.domain.judge import JudgeConfig, JudgeReport, Verdict, follow, judge_lines
 from tests.unit.judge.test_verdicts_on_traces import config, metric
 
 DATA = Path(__file__).parent / "data"
@@ -37,6 +37,21 @@ def test_a_real_canary_that_queues_its_requests_fails_within_a_quarter_of_a_minu
     assert report.verdict is Verdict.FAIL
     assert report.decided_at is not None and report.decided_at <= 15
     assert metric(report, "ttft").verdict is Verdict.FAIL
+
+
+def test_a_real_canary_whose_chat_template_is_broken_fails_by_the_ends_of_its_answers_alone() -> (
+    None
+):
+    """Its template lost the end of a turn: no answer ends by itself any more, and every one is given as fast as before."""
+    lines = recorded("broken-template")
+    report = judge_lines(lines, JudgeConfig(step_start=0.0, canary_weight=0.5))
+    assert report.verdict is Verdict.FAIL
+    assert report.decided_at is not None and report.decided_at <= 90
+    assert "`stop`, 0 of " in report.reasons[0]
+    assert [m.name for m in report.metrics if m.verdict is Verdict.FAIL] == ["finish_reasons"]
+    *_, to_the_end = follow(lines, JudgeConfig(step_start=0.0, canary_weight=0.5))
+    for name in ("ttft", "itl", "e2e_per_token"):
+        assert metric(to_the_end, name).verdict is Verdict.PASS, name
 
 
 @pytest.mark.parametrize("gap", [(10.0, 30.0), (5.0, 40.0)])

@@ -261,6 +261,53 @@ def test_latency_at_unequal_load_does_not_pass_and_says_so() -> None:
     assert "not like with like" in metric(report, "ttft").reason
 
 
+def one_after_the_other(first: Iterator[str], then: Iterator[str], seconds: float) -> Iterator[str]:
+    """The second trace goes on where the first one stops: the same instances, counting on."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in first:
+        row = json.loads(line)
+        last[row["track"], row["instance"]] = row
+        yield line
+    for line in then:
+        row = json.loads(line)
+        if row["time"] == 0:
+            continue
+        before = last[row["track"], row["instance"]]
+        for name, value in before["counters"].items():
+            row["counters"][name] = row["counters"].get(name, 0.0) + value
+        for name, h in before["histograms"].items():
+            more = row["histograms"][name]
+            pairs = zip(more["cumulative"], h["cumulative"], strict=True)
+            more["cumulative"], more["sum"] = [a + b for a, b in pairs], more["sum"] + h["sum"]
+        yield json.dumps({**row, "time": row["time"] + seconds})
+
+
+def test_what_a_canary_showed_while_it_carried_more_does_not_fail_it_once_the_load_is_equal() -> (
+    None
+):
+    crowded = Server(rate=3.0, ttft=0.3, itl=0.09)
+    for seed in range(3):
+        lines = one_after_the_other(
+            trace(Server(rate=1.0), crowded, 60, seed),
+            trace(Server(rate=2.0), Server(rate=2.0), 240, 50 + seed),
+            60,
+        )
+        report = judge_lines(lines, JudgeConfig(step_start=0.0))
+        assert report.verdict is not Verdict.FAIL, report.reasons
+
+
+def test_what_a_canary_showed_while_it_carried_less_does_not_pass_it_once_the_load_is_equal() -> (
+    None
+):
+    at_ease, worse = Server(rate=0.5, ttft=0.13, itl=0.04), Server(rate=2.0, itl=0.056)
+    settings = JudgeConfig(step_start=0.0, drift_sd=0.0)
+    lines = one_after_the_other(
+        trace(Server(rate=2.0), at_ease, 120, 1), trace(Server(rate=2.0), worse, 400, 2), 120
+    )
+    verdicts = {metric(report, "itl").verdict for report in follow(lines, settings)}
+    assert Verdict.PASS not in verdicts
+
+
 def test_a_safety_step_passes_on_no_harm_and_claims_nothing_more() -> None:
     settings = config(
         judge_latency=False, pass_rule="no_harm", hold_s=40, minimum_requests=15, canary_weight=0.1

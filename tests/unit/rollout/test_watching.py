@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +12,9 @@ from typing import Any
 import pytest
 
 from lockgate.domain.cluster import ClusterStatus
+from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.trace import Scrape
+from lockgate.domain.trace import TRACKS, Histogram, Scrape, Track
 from lockgate.errors import ClusterError
 from lockgate.settings import WorkspaceLayout
 from tasks import watching
@@ -18,12 +22,25 @@ from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
 from tests.unit.rollout.world import SPEC, in_canary
 
+REQUESTS = "envoy_cluster_upstream_rq_total"
+
 
 class Away:
     """A repository that nobody reaches."""
 
     def read_policy(self) -> None:
         raise ClusterError("away")
+
+
+def watched(tmp_path: Path, state: ReleaseState) -> Watcher:
+    """A watcher of two slots whose metrics are made up, in a workspace that has nothing else."""
+    cluster: Any = SimpleNamespace(
+        status=lambda: ClusterStatus.model_construct(models={}), scrape_targets=lambda _: ()
+    )
+    workspace: Any = SimpleNamespace(
+        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), gitops=Away()
+    )
+    return Watcher(workspace, state)
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -41,17 +58,50 @@ def test_a_fail_that_comes_while_a_passed_step_waits_takes_the_place_of_the_pass
         [s for pair in zip(stable[at], ill[of], strict=True) for s in pair]
         for at, of in ((slice(0, 60), slice(0, 60)), (slice(60, 120), slice(180, 240)))
     ]
-    cluster: Any = SimpleNamespace(
-        status=lambda: ClusterStatus.model_construct(models={}), scrape_targets=lambda _: ()
-    )
-    workspace: Any = SimpleNamespace(
-        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), gitops=Away()
-    )
     monkeypatch.setattr(watching.metrics, "scrape", lambda *_, **__: halves.pop(0))
-    watcher = Watcher(workspace, state)
+    watcher = watched(tmp_path, state)
     words = []
     for _ in range(2):
         verdict = watcher.look().verdict
         words.append(verdict.verdict if verdict is not None else None)
-        watcher = Watcher(workspace, state) if killed else watcher
+        watcher = watched(tmp_path, state) if killed else watcher
     assert words == ["pass", "fail"]
+
+
+@pytest.mark.parametrize("how", ["no numbers", "no answer", "dead stable"])
+def test_a_canary_whose_own_metrics_stay_away_is_unobserved_though_the_gateway_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The gateway's word is not enough to judge by. That stable is dead, though, is no want of metrics."""
+    state = in_canary(SPEC).state
+    assert state.since is not None
+    start = parse_time(state.since).timestamp()
+    clock = [start]
+    monkeypatch.setattr(
+        watching, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
+    )
+
+    def told(track: Track, seconds: float) -> list[Scrape]:
+        n = 10.0 * seconds * (0.05 if track == "canary" else 0.95)
+        gateway = Scrape(start + seconds, track, f"{track}-gw", True, {REQUESTS: n})
+        ttft = {"vllm:time_to_first_token_seconds": Histogram((1.0, math.inf), (n, n), n / 5)}
+        ends = {'vllm:request_success_total{finished_reason="stop"}': n}
+        engine = Scrape(start + seconds, track, f"{track}-0", True, ends, ttft)
+        if seconds > 20 and track == ("baseline" if how == "dead stable" else "canary"):
+            engine = replace(engine, counters={}, histograms={}, invalid=(*ends, *ttft))
+            if how != "no numbers":
+                engine = replace(engine, up=False, invalid=())
+            if how == "no answer":
+                return [gateway]
+        return [engine, gateway]
+
+    watcher = watched(tmp_path, state)
+    looks = []
+    for second in range(0, 240, 4):
+        clock[0] = start + second
+        records = [r for track in TRACKS for r in told(track, second)]
+        monkeypatch.setattr(watching.metrics, "scrape", lambda *_, r=records, **__: r)
+        looks.append(watcher.look())
+    assert max(look.blind_seconds for look in looks[:10]) < 60
+    long = SPEC.outage_budget_seconds
+    assert (looks[-1].blind_seconds > long) == (how != "dead stable")
