@@ -18,7 +18,7 @@ Demo = tuple[Site, subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 FLOWS = (
     "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "measure", "sign",
-    "track", "release-tracked", "rescan", "scan-served",
+    "track", "release-tracked", "rescan", "scan-served", "garbage-collection",
 )  # fmt: skip
 
 
