@@ -11,13 +11,20 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
+from flows.calling import run_step
 from lockgate.domain.base import Frozen
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates import GateReport
 from lockgate.domain.policy import Policy
-from lockgate.domain.spec import ReleaseSpec
-from lockgate.domain.steps import MeasuredBeside, PreparedModel, StageSeconds
+from lockgate.domain.spec import Recipe, ReleaseSpec
+from lockgate.domain.steps import (
+    MeasuredBeside,
+    PreparedModel,
+    QuantizedModel,
+    StageSeconds,
+    StoredModel,
+)
 from tasks import artifacts, intake, measurement, supply
 from tasks.recorded import handed_over
 
@@ -30,6 +37,16 @@ class PrepareRequest(Frozen):
 class PrepareResult(Frozen):
     prepared: PreparedModel
     stages: tuple[StageSeconds, ...]
+
+
+class QuantizeRequest(Frozen):
+    source: StoredModel
+    spec: ReleaseSpec
+
+
+class QuantizeResult(Frozen):
+    quantized: QuantizedModel
+    stage: StageSeconds
 
 
 class MeasureRequest(Frozen):
@@ -59,6 +76,13 @@ class SignResult(Frozen):
     """Digest of the gate predicate that was signed."""
 
 
+@flow(name="quantize", flow_run_name="quantize-{request.spec.model}")
+def quantize(request: QuantizeRequest) -> QuantizeResult:
+    """Quantize what is fetched and scanned: the part of the preparation that wants the resources of a GPU."""
+    made, stage = intake.quantize_model(request.source, request.spec)
+    return handed_over("quantize", request, QuantizeResult(quantized=made, stage=stage))
+
+
 @flow(name="prepare", flow_run_name="prepare-{request.spec.model}")
 def prepare(request: PrepareRequest) -> PrepareResult:
     """Resolve, check the recipe, fetch, scan, quantize, scan again, package. Weights that fail their scan are not opened any further."""
@@ -74,7 +98,7 @@ def prepare(request: PrepareRequest) -> PrepareResult:
         return handed_over(
             "prepare", request, PrepareResult(prepared=prepared, stages=(fetched, scanned))
         )
-    made, quantized = intake.quantize_model(source, spec)
+    made, quantized = _quantized(source, spec)
     # Both read what is stored and nothing is measured meanwhile, so they may share the machine.
     scanning = intake.scan_weights.submit(made.model, policy)
     image_scan = intake.scan_image(made.model, policy.images)
@@ -83,6 +107,14 @@ def prepare(request: PrepareRequest) -> PrepareResult:
     stages = (fetched, scanned, quantized, rescanned)
     artifacts.publish_preparation(prepared, stages)
     return handed_over("prepare", request, PrepareResult(prepared=prepared, stages=stages))
+
+
+def _quantized(source: StoredModel, spec: ReleaseSpec) -> tuple[QuantizedModel, StageSeconds]:
+    """Weights that stay as they are need no machine of their own."""
+    if spec.quantization is Recipe.NONE:
+        return intake.quantize_model(source, spec)
+    result = run_step(quantize, QuantizeRequest(source=source, spec=spec), QuantizeResult)
+    return result.quantized, result.stage
 
 
 @flow(name="measure", flow_run_name="measure-{request.spec.model}")

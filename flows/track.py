@@ -16,6 +16,7 @@ from lockgate.errors import LockgateError
 from lockgate.settings import Settings
 from tasks import tracking
 from tasks.failures import followed
+from tasks.lease import release_alone
 from tasks.reporting import record_outcome
 from tasks.tracking import TrackOutcome
 
@@ -30,9 +31,11 @@ MAX_ATTEMPTS = 5
     flow_run_name="release-{tracked.request.spec.model}-{tracked.request.spec.environment}",
 )
 def release_tracked(tracked: TrackedRelease) -> ReleaseOutcome:
-    """The release flow, and a record of how it ended, so that the same revision is not asked for again."""
+    """The release flow, and a record of how it ended, so that the same revision is not asked for again. One of a model in an
+    environment at a time."""
     try:
-        with followed(Settings(), tracked.request.spec):
+        spec = tracked.request.spec
+        with release_alone(spec.model, spec.environment), followed(Settings(), spec):
             outcome = release(tracked.request)
     except LockgateError as error:
         tracking.remember_failure(tracked, error)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import ValidationError
 
@@ -21,10 +22,12 @@ from lockgate.domain.explanation import (
 from lockgate.domain.gitops import verdict_path
 from lockgate.domain.judge import JudgeReport
 from lockgate.domain.release_state import Outcome, Phase, ReleaseState, VerdictRef
+from lockgate.domain.rescan import RescanRecord
 from lockgate.errors import EXIT_REFUSED, LockgateError
 from tasks.approving import pending_request
 from tasks.known_releases import KnownRelease, ReleaseIndex
 from tasks.release_logs import logs_of
+from tasks.rescanning import last_rescan
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.explain")
@@ -110,6 +113,12 @@ class _Committed:
         step = f", step {state.step + 1}" if state.step is not None else ""
         return "under_way", f"{state.phase}{step}, weight {state.weight}"
 
+    @cached_property
+    def rescan(self) -> RescanRecord | None:
+        """What the newest re-scan says of the candidate, if there was one since it is served."""
+        candidate = self.known.candidate
+        return last_rescan(self.index.workspace, candidate) if candidate is not None else None
+
     @property
     def verdicts(self) -> tuple[VerdictRef, ...]:
         """Of this release: a rollback keeps those that led to it."""
@@ -145,6 +154,8 @@ class _Committed:
         occupant = self.index.occupant(self.known)
         if occupant is not None:
             yield EvidenceDigest(kind="gates", digest=occupant.evidence)
+        if (rescan := self.rescan) is not None:
+            yield EvidenceDigest(kind=f"re-scan {rescan.result}", digest=rescan.content_digest())
         for verdict in self.verdicts:
             yield EvidenceDigest(kind=f"verdict {verdict.verdict}", digest=verdict.report)
 
@@ -158,6 +169,12 @@ class _Committed:
             yield (
                 f"where the verdict was wrong: `lockgate judge` on the traces of `lockgate logs {self.known.name} --step canary`, "
                 f"then `lockgate lift {place} --candidate {denied.candidate.short} --key FILE --reason WHY`"
+            )
+        if self.rescan is not None and self.rescan.findings:
+            found = "; ".join(map(str, self.rescan.findings[:3]))
+            yield (
+                f"the re-scan of {self.rescan.at.date()} refuses it today ({found}): release another candidate, or have whoever "
+                "answers for policy.yaml add a waiver"
             )
         if result == "aborted":
             yield "nobody is blamed: release the same spec again once the cause is gone"

@@ -56,13 +56,16 @@ class ReleaseIndex:
     _found: list[KnownRelease] | None = field(default=None, init=False)
 
     def find(self, text: str) -> KnownRelease:
-        """The release that `text` names: its id, at least six digits of its candidate's digest, or a model, whose newest is
-        taken.
+        """The release that `text` names: its id, at least six digits of its candidate's digest, a model, whose newest is taken,
+        or `MODEL@stable`.
 
         Raises:
             UsageError: there is none, or in more than one environment.
         """
         known = self.known()
+        model, at, role = text.partition("@")
+        if at and role == "stable":
+            return self._stable(model)
         named = [k for k in known if text in (k.release, k.name)]
         if prefix := _PREFIX.fullmatch(text):
             named += [k for k in known if k.candidate and k.candidate.hex.startswith(prefix[1])]
@@ -81,6 +84,23 @@ class ReleaseIndex:
             )
         # The newest word on it counts; a release that met traffic says more than its refusal before.
         return named[-1]
+
+    def _stable(self, model: str) -> KnownRelease:
+        """What serves of a model now."""
+        serving = {
+            (state.environment, occupant.release)
+            for state in self.workspace.gitops.states()
+            if state.model == model and state.stable is not None
+            if (occupant := state.occupant(state.stable)) is not None
+        }
+        found = [k for k in self.known() if (k.environment, k.release) in serving]
+        if len(found) != 1:
+            places = ", ".join(sorted(k.environment for k in found))
+            raise UsageError(
+                f"{model} is stable in {places}" if found else f"nothing of {model} is stable",
+                hint="name one by --env" if found else "`lockgate status` says what is",
+            )
+        return found[0]
 
     def before(self, known: KnownRelease) -> KnownRelease | None:
         """The release whose candidate was stable when the gates, or the judge, held this one against it."""

@@ -16,6 +16,7 @@ from lockgate.errors import LockgateError
 
 LEASE_SECONDS = 60.0
 WAIT_SECONDS = 1.0
+ALONE_SECONDS = 12 * 3600.0
 
 
 class LeaseHeld(LockgateError):
@@ -29,21 +30,50 @@ def release_lease(model: str, environment: str) -> Iterator[None]:
     Raises:
         LeaseHeld: another flow holds it.
     """
-    name = f"lockgate-{model}-{environment}"
+    with _held(f"lockgate-{model}-{environment}", WAIT_SECONDS, strict=True) as held:
+        if not held:
+            raise LeaseHeld(
+                f"another flow is driving {model} in {environment}",
+                hint=f"wait for it; if it died, its lease ends within {LEASE_SECONDS:.0f} s",
+            )
+        yield
+
+
+@contextmanager
+def release_alone(model: str, environment: str) -> Iterator[None]:
+    """Wait until no other unattended release of the model runs there, and let none run while the block does.
+
+    That two never meet in Git is Git's to see to; this spares the second one the work before. So a lease that is lost
+    meanwhile, because Prefect is away, ends nothing.
+
+    Raises:
+        LeaseHeld: the other one runs for longer than `ALONE_SECONDS`.
+    """
+    name = f"lockgate-release-{model}-{environment}"
+    with _held(name, ALONE_SECONDS, strict=False) as held:
+        if not held:
+            raise LeaseHeld(
+                f"another release of {model} to {environment} runs",
+                hint="the next look tries again",
+            )
+        yield
+
+
+@contextmanager
+def _held(name: str, patience: float, *, strict: bool) -> Iterator[bool]:
+    """Whether the lease of that name could be had; held while the block runs. Errors of the block pass as they are."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
     held = concurrency(
-        name, occupy=1, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS, strict=True,
+        name, occupy=1, timeout_seconds=patience, lease_duration=LEASE_SECONDS, strict=strict,
     )  # fmt: skip
     try:
         held.__enter__()
-    except TimeoutError as error:
-        raise LeaseHeld(
-            f"another flow is driving {model} in {environment}",
-            hint=f"wait for it; if it died, its lease ends within {LEASE_SECONDS:.0f} s",
-        ) from error
+    except TimeoutError:
+        yield False
+        return
     try:
-        yield
+        yield True
     except BaseException as failure:
         if not held.__exit__(type(failure), failure, failure.__traceback__):
             raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lockgate.domain.explanation import Explanation, Refusal
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-NAMED = "Release id, six or more digits of a candidate's digest, or a model (its newest release)."
+NAMED = "Release id, six or more digits of a candidate's digest, a model (its newest release), or MODEL@stable."
 Environment = Annotated[str | None, typer.Option("--env", help="Only of this environment.")]
 
 

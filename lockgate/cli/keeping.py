@@ -16,6 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 
 def register(app: typer.Typer) -> None:
     app.command()(rescan)
+    app.command()(gc)
 
 
 def rescan(
@@ -51,3 +52,36 @@ def rescan(
         raise typer.Exit(EXIT_REFUSED)
     if "incomplete" in results:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def gc(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it; without, only say so.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=1, help="Days in which nothing has touched it.")
+    ] = 30,
+    as_json: Json = False,
+) -> None:
+    """Say what nothing refers to any more in the workspace and its image store, and remove it with --delete.
+
+    What Git's state, its denylist, the evidence of its history and every slot refer to stays, whatever its age.
+    """
+    ensure_server(Settings())
+    from flows.garbage_collection import garbage_collection as flow
+
+    done = flow(delete=delete, older_than_days=older_than)
+    if as_json:
+        console.print_json({**done.to_data(), "bytes": done.bytes})
+        return
+    kinds: dict[str, list[int]] = {}
+    for item in done.garbage:
+        kinds.setdefault(item.kind, []).append(item.bytes)
+    for kind, sizes in kinds.items():
+        console.out.print(f"{kind:12} {len(sizes):6} {sum(sizes) / 1e6:10.1f} MB", highlight=False)
+    word = "removed" if delete else "could go: --delete removes them, --json names them"
+    console.out.print(
+        f"{len(done.garbage)} things, {done.bytes / 1e6:.1f} MB {word}", highlight=False
+    )
+    if done.note:
+        console.out.print(f"note: {done.note}", markup=False, highlight=False)

@@ -17,8 +17,8 @@ from e2e_site import Site, wait_until
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 FLOWS = (
-    "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "measure", "sign",
-    "track", "release-tracked", "rescan", "scan-served",
+    "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "quantize", "measure", "sign",
+    "track", "release-tracked", "rescan", "scan-served", "garbage-collection",
 )  # fmt: skip
 
 

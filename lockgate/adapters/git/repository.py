@@ -158,6 +158,16 @@ class GitOpsRepository:
         with self._checkout.locked():
             return self._repaired(read)
 
+    def every_transition(self) -> list[HistoryEntry]:
+        """The commits that touched any model, also one that is not there any more, as of the last sync or commit, newest first."""
+
+        def read() -> list[HistoryEntry]:
+            text = self._checkout.local(*LOG, self._head(), "--", str(gitops.MODELS))
+            return [read_entry(record) for record in records(text)]
+
+        with self._checkout.locked():
+            return self._repaired(read)
+
     def landed(self, model: str, environment: str) -> list[tuple[HistoryEntry, Touched]]:
         """Every commit of the branch itself (a merge counts as one) that touched a model in an environment, oldest first, with
         the files that it wrote and removed there."""

@@ -28,13 +28,14 @@ from lockgate.adapters.oci.content import (
     storage_error,
 )
 from lockgate.domain.digests import Digest, read_json
-from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
+from lockgate.domain.stores import EMPTY_DIGEST, IMAGE_INDEX, IMAGE_MANIFEST, Content, Descriptor
 from lockgate.errors import IntegrityError, RegistryError
 
 REF_NAME = "org.opencontainers.image.ref.name"
 LOCK_SECONDS = 60.0
 """How long to wait for another process to finish its change of the index (it takes milliseconds)."""
 _STALE_SECONDS = 3600.0
+_DAY = 86400.0
 
 
 class LayoutStore:
@@ -140,7 +141,15 @@ class LayoutStore:
         if size > MAX_MANIFEST:
             raise RegistryError(f"{digest} is not a manifest: {size} bytes")
         body = b"".join(self.read_blob(repository, digest))
+        self._touch(digest)
         return body, self._media_type(digest, body)
+
+    def _touch(self, digest: Digest) -> None:
+        """Remember, to the day, that a manifest was used: what is in use is not collected."""
+        path = self.blob_path(digest)
+        with contextlib.suppress(OSError):  # somebody else's store, or gone meanwhile
+            if time.time() - path.stat().st_mtime > _DAY:
+                os.utime(path)
 
     def put_manifest(
         self, repository: str, body: bytes, media_type: str, tag: str | None = None
@@ -153,7 +162,9 @@ class LayoutStore:
             annotations={REF_NAME: f"{repository}:{tag}"} if tag else {},
         )
         referrer = referring.parse(digest, body, media_type)
-        with self._changed_index() as entries:
+        with self.changed_index() as entries:
+            self.put_blob(repository, digest, [body], len(body))  # where it was collected meanwhile
+            self._require_parts(digest, body)
             if tag:
                 _set(entries, entry)
             elif referrer is None and not any(e.get("digest") == digest for e in entries):
@@ -162,11 +173,28 @@ class LayoutStore:
                 self._add_referrer(entries, repository, referrer)
         return digest
 
+    def _require_parts(self, digest: Digest, body: bytes) -> None:
+        """What was there when its writer looked may have been collected since. An index may leave out images, an image no
+        blob."""
+        try:
+            manifest = read_json(body)
+            parts = [*manifest.get("layers", ()), *filter(None, [manifest.get("config")])]
+            digests = {Digest(part["digest"]) for part in parts}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RegistryError(f"{digest} is not a manifest: {error}") from error
+        # Everybody knows what the empty blob holds.
+        for part in sorted(digests - {EMPTY_DIGEST}):
+            if not self.blob_path(part).is_file():
+                raise RegistryError(
+                    f"manifest {digest} refers to {part}, which {self.location} does not hold",
+                    hint="run the same command again: what is missing is written again",
+                )
+
     def _add_referrer(
         self, entries: list[dict[str, Any]], repository: str, referrer: referring.Referrer
     ) -> None:
         name = f"{repository}:{referring.fallback_tag(referrer.subject)}"
-        current = next((Digest(e["digest"]) for e in entries if _name(e) == name), None)
+        current = next((Digest(e["digest"]) for e in entries if name_of(e) == name), None)
         known = [] if current is None else self._index_of(repository, current)
         if any(d.digest == referrer.descriptor.digest for d in known):
             return
@@ -176,12 +204,12 @@ class LayoutStore:
 
     def resolve(self, repository: str, tag: str) -> Digest | None:
         name = f"{repository}:{tag}"
-        found = next((e["digest"] for e in self._entries() if _name(e) == name), None)
+        found = next((e["digest"] for e in self._entries() if name_of(e) == name), None)
         return None if found is None else Digest(found)
 
     def tags(self, repository: str) -> list[str]:
         prefix = f"{repository}:"
-        names = [_name(e) for e in self._entries()]
+        names = [name_of(e) for e in self._entries()]
         tags = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
         return sorted(t for t in tags if "/" not in t)
 
@@ -208,6 +236,10 @@ class LayoutStore:
 
     # The index
 
+    def entries(self) -> list[tuple[str, Digest]]:
+        """Name (`<repository>:<tag>`, empty without a tag) and digest of every manifest that the index lists."""
+        return [(name_of(e), Digest(e["digest"])) for e in self._entries()]
+
     def _entries(self) -> list[dict[str, Any]]:
         path = self.root / "index.json"
         try:
@@ -225,9 +257,10 @@ class LayoutStore:
         return self._cached[1]
 
     @contextlib.contextmanager
-    def _changed_index(self) -> Iterator[list[dict[str, Any]]]:
+    def changed_index(self) -> Iterator[list[dict[str, Any]]]:
+        """The index's entries, to be changed while nobody else does."""
         self.prepare()
-        with self._lock():
+        with self.locked():
             before = self._entries()
             entries = [dict(e) for e in before]
             yield entries
@@ -238,7 +271,8 @@ class LayoutStore:
                 _replace(self.root / "index.json", body.encode())
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """While the block runs nobody changes the index."""
         path = self.root / ".index.lock"
         deadline = time.monotonic() + self._lock_seconds
         try:
@@ -278,7 +312,7 @@ class LayoutStore:
                 )
             (self.root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
             (self.root / ".incoming").mkdir(exist_ok=True)
-            with self._lock():
+            with self.locked():
                 if not (self.root / "index.json").exists():
                     empty = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []}
                     _replace(self.root / "index.json", json.dumps(empty).encode())
@@ -306,14 +340,15 @@ def _parse_index(body: bytes) -> list[dict[str, Any]]:
     return list(manifests)
 
 
-def _name(entry: dict[str, Any]) -> str:
+def name_of(entry: dict[str, Any]) -> str:
+    """`<repository>:<tag>` of an entry; empty without a tag."""
     return str((entry.get("annotations") or {}).get(REF_NAME, ""))
 
 
 def _set(entries: list[dict[str, Any]], entry: Descriptor) -> None:
     data = entry.to_data()
-    name = _name(data)
-    entries[:] = [e for e in entries if _name(e) != name]
+    name = name_of(data)
+    entries[:] = [e for e in entries if name_of(e) != name]
     entries.append(data)
 
 

@@ -204,7 +204,7 @@ def test_a_refusal_that_git_knows_nothing_of_names_gate_figure_and_evidence(worl
 
 def test_evidence_of_a_refused_and_a_promoted_candidate_stands_side_by_side(world: World) -> None:
     refused = world.refused("bad", right=50)
-    done = lockgate("diff", "m-old-1", refused.candidate.digest.short, "--json")
+    done = lockgate("diff", "m@stable", refused.candidate.digest.short, "--json")
     found = json.loads(done.stdout)
     (row,) = found["scores"]
     assert (row["a"], row["b"], row["difference"]) == (0.8, 0.5, pytest.approx(-0.3))
@@ -273,5 +273,7 @@ def test_a_name_that_says_too_little_or_nothing_is_a_usage_error(world: World) -
     with pytest.raises(UsageError, match="no release is known as nothing") as raised:
         lockgate("explain", "nothing")
     assert raised.value.exit_code == 2 and "m-old-1" in (raised.value.hint or "")
+    with pytest.raises(UsageError, match="nothing of other is stable"):
+        lockgate("explain", "other@stable")
     with pytest.raises(UsageError, match="no release is known"):
         lockgate("explain", "m", "--env", "staging")

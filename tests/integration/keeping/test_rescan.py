@@ -27,6 +27,7 @@ from lockgate.domain.rollout import Transition, start
 from lockgate.errors import ScannerError, UsageError
 from lockgate.settings import Settings
 from tasks import driving, events, releasing, rescanning
+from tasks.explaining import explain
 from tasks.workspace import Workspace
 from tests.integration.git.repositories import make_remote, render, somebody_pushes, taking
 from tests.unit.rollout.world import SPEC, Rollout, candidate
@@ -251,6 +252,15 @@ def test_a_record_of_an_older_scan_is_read_back(world: World) -> None:
     found = world.rescans()["stable"]
     kept = rescanning.last_rescan(world.workspace, found.served.candidate.digest)
     assert isinstance(kept, RescanRecord) and kept == found.record
+
+
+def test_what_a_re_scan_found_is_a_part_of_why_a_release_stands_as_it_does(world: World) -> None:
+    world.finds("old", MALWARE)
+    document = world.rescans()["stable"].document
+    said = explain(world.workspace, "m@stable")
+    assert said.result == "promoted"
+    assert ("re-scan findings", document) in {(e.kind, e.digest) for e in said.evidence}
+    assert any("refuses it today (image: high: x.py" in step for step in said.next_steps)
 
 
 def test_transitions_become_events_that_automations_can_wait_for(

@@ -168,3 +168,66 @@ def test_a_look_starts_one_release_and_another_only_when_that_has_ended_without_
     assert answer.is_success
     assert look()["flow_run"] != first["flow_run"]
     assert len(site.runs("release-tracked")) == 2
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from tasks.lease import release_alone
+name, log, go = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def say(word):
+    with log.open("a") as file:
+        file.write(f"{word} {name}\\n")
+say("asks")
+with release_alone("m", "prod"):
+    say("begins")
+    while not go.exists():
+        time.sleep(0.1)
+    say("ends")
+"""
+
+
+def test_unattended_releases_of_one_model_run_one_after_the_other(
+    site: Site, tmp_path: Path
+) -> None:
+    log, go = tmp_path / "log", tmp_path / "go"
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", ALONE, name, str(log), str(go)], env=site.environment
+        )
+
+    def said(line: str) -> bool:
+        return log.exists() and line in log.read_text().splitlines()
+
+    first = start("first")
+    wait_until(lambda: said("begins first"), 120, "the first one runs")
+    second = start("second")
+    wait_until(lambda: said("asks second"), 120, "the second one wants to")
+    go.touch()
+    assert first.wait(120) == 0 and second.wait(120) == 0
+    words = [
+        "asks first",
+        "begins first",
+        "asks second",
+        "ends first",
+        "begins second",
+        "ends second",
+    ]
+    assert log.read_text().splitlines() == words
+
+
+def test_an_event_is_known_to_the_server_with_model_and_payload(site: Site) -> None:
+    tell = "from tasks.events import tell; tell('lockgate.canary.failed', 'm', 'prod', release='r')"
+    site.python("-c", tell)
+    asked = {"filter": {"event": {"name": ["lockgate.canary.failed"]}}}
+    found: list[dict[str, Any]] = []
+
+    def known() -> bool:
+        answer = httpx.post(f"{site.url}/events/filter", json=asked, timeout=30)
+        found[:] = answer.json()["events"]
+        return bool(found)
+
+    wait_until(known, 60, "the event is known")
+    assert found[0]["resource"]["lockgate.model"] == "m"
+    assert found[0]["payload"] == {"release": "r"}

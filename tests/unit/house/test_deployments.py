@@ -19,7 +19,7 @@ import flows
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 BY_NAME = {deployed["name"]: deployed for deployed in DEPLOYED}
-UNTRUSTED = ("prepare", "measure", "scan-served")
+UNTRUSTED = ("prepare", "quantize", "measure", "scan-served")
 
 
 def every_flow() -> dict[str, Flow[Any, Any]]:
