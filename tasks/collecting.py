@@ -17,7 +17,7 @@ from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 
-from lockgate.adapters.oci.artifacts import read_json
+from lockgate.adapters.oci import artifacts
 from lockgate.adapters.oci.collecting import collect
 from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.domain.base import Frozen
@@ -219,7 +219,7 @@ class _Kept:
                     raise RegistryError(f"{name} is malformed: nothing is collected") from error
 
     def _value(self, digest: Digest) -> dict[str, Any]:
-        found = read_json(self.store, self.records, digest)
+        found = artifacts.read_json(self.store, self.records, digest)
         value = found.get("value") if isinstance(found, dict) else None
         if not isinstance(value, dict):
             raise RegistryError(f"the step's record {digest} is malformed: nothing is collected")
@@ -234,7 +234,7 @@ class _Kept:
             if name in reached:
                 continue
             reached.add(name)
-            document = read_json(self.store, self.records, self.documents[name])
+            document = artifacts.read_json(self.store, self.records, self.documents[name])
             waiting += [d.hex for d in digests_in(document) if d.hex in self.documents]
         return reached
 

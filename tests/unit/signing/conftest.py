@@ -32,6 +32,13 @@ from tests.unit.signing.local_sigstore import LocalSigstore
 TIME = "2026-01-02T03:04:05+00:00"
 
 
+class AnybodysStore(LayoutStore):
+    """Takes any manifest, as a directory does into which others write."""
+
+    def _require_parts(self, digest: Digest, body: bytes) -> None:
+        return
+
+
 @dataclass
 class World:
     """A store with a candidate in it, a release key and the policy that names it."""
@@ -130,7 +137,7 @@ def make_key(tmp_path: Path) -> Callable[[str], KeySigner]:
 
 @pytest.fixture
 def world(tmp_path: Path, make_key: Callable[[str], KeySigner]) -> World:
-    store = LayoutStore(tmp_path / "store")
+    store = AnybodysStore(tmp_path / "store")
     runtime = push_runtime(
         store,
         "lockgate.local/runtime",

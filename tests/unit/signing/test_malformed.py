@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lockgate.adapters.oci.layout import LayoutStore
 from lockgate.adapters.signing import attachments, attest, sign_image
 from lockgate.adapters.signing.dsse import BUNDLE_TYPE
 from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SIGNATURE_TYPE, statement
@@ -142,7 +141,7 @@ def copies(world: World, place: Path) -> Callable[[], World]:
     def copy() -> World:
         root = Path(tempfile.mkdtemp(dir=place))
         shutil.copytree(world.store.root, root, dirs_exist_ok=True)
-        return replace(world, store=LayoutStore(root))
+        return replace(world, store=type(world.store)(root))
 
     return copy
 
