@@ -129,8 +129,8 @@ class ShareEvidence:
         kb_, nb_, kc_, nc_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc))
         both = (nb_ > 0) & (nc_ > 0)
         sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
-        if sizes.shape[0] == 1:
-            pairs, where = sizes, np.zeros(1, dtype=np.int64)
+        if (sizes == sizes[0]).all():
+            pairs, where = sizes[:1], np.zeros(sizes.shape[0], dtype=np.int64)
         else:
             pairs, where = np.unique(sizes, axis=0, return_inverse=True)
         odds = self.bets.odds(pairs)[where.reshape(both.shape)]

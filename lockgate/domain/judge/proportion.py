@@ -11,6 +11,7 @@ need integers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,6 +129,7 @@ _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
 _DIFFERENCES: Array = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 
 
+@lru_cache(maxsize=64)
 def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, float]:
     """Time-uniform confidence interval of the difference of shares (to the grid's resolution,
     outwards)."""
