@@ -191,6 +191,8 @@ class _Kept:
     def __init__(self, workspace: Workspace, needs: Needed, store: LayoutStore) -> None:
         self.needs, self.store = needs, store
         self.records = workspace.settings.records_repository
+        # Specs name imported runtimes, and specs lie anywhere: none of them is ever known to be garbage.
+        self.runtimes = f"{workspace.settings.repository}/runtimes/"
         self.documents = dict(self._tagged("document"))
         self.steps = {name: self._value(digest) for name, digest in self._tagged("step")}
         alive = {name for name, value in self.steps.items() if outlives(value, needs)}
@@ -204,7 +206,8 @@ class _Kept:
         self.names |= {f"{self.records}:document-{name}" for name in self._reached(roots)}
 
     def __call__(self, name: str, digest: Digest) -> bool:
-        return digest in self.needs.images or name in self.names
+        kept = digest in self.needs.images or name in self.names
+        return kept or name.startswith(self.runtimes)
 
     def _tagged(self, kind: str) -> Iterable[tuple[str, Digest]]:
         """Hex digits of each tag of this kind, and the digest of what it holds. Read without a trace: a look is no use."""

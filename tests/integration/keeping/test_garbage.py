@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lockgate.adapters.oci.package import missing_blobs, snapshot_of
+from lockgate.adapters.oci.runtime import push_runtime
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates import Decision, GateReport, GateResult
@@ -131,6 +132,18 @@ def test_what_remembers_rather_than_saves_work_stays_whatever_its_age(world: Wor
     collected()
     assert all(world.workspace.records.find(key) is not None for key in remembered)
     assert world.workspace.records.find(forgotten) is None
+
+
+def test_a_runtime_that_serves_nowhere_yet_stays_since_a_spec_may_name_it(world: World) -> None:
+    lock = world.root / "another.lock"
+    lock.write_text("vllm==2\n")
+    runtime = push_runtime(
+        world.workspace.store, world.workspace.settings.runtime_repository("vllm"),
+        environment_digest=Digest.of_bytes(b"another"), lock_file=lock, engine="vllm",
+    )  # fmt: skip
+    aged(world)
+    collected()
+    assert not missing_blobs(world.workspace.store, runtime)
 
 
 def test_traces_of_what_stands_in_a_slot_stay_and_others_go_when_they_are_old(world: World) -> None:
