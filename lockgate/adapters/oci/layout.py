@@ -171,9 +171,8 @@ class LayoutStore:
         referrer = referring.parse(digest, body, media_type)
         with self.changed_index() as entries:
             self.put_blob(repository, digest, [body], len(body))  # where it was collected meanwhile
-            if (
-                referrer is None
-            ):  # what is attached to an image may be anything, and is nobody's image
+            # What is attached to an image may be anything, and is nobody's image.
+            if referrer is None:
                 self._require_parts(digest, body)
             if tag:
                 _set(entries, entry)
