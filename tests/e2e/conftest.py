@@ -13,6 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from e2e_site import Site
 
+from tests.integration.conftest import demo_model
+
+__all__ = ["demo", "demo_model"]
+
 
 @pytest.fixture(scope="session")
 def demo(

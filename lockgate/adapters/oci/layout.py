@@ -164,7 +164,9 @@ class LayoutStore:
         referrer = referring.parse(digest, body, media_type)
         with self.changed_index() as entries:
             self.put_blob(repository, digest, [body], len(body))  # where it was collected meanwhile
-            self._require_parts(digest, body)
+            # What is attached to an image may be anything, and is nobody's image.
+            if referrer is None:
+                self._require_parts(digest, body)
             if tag:
                 _set(entries, entry)
             elif referrer is None and not any(e.get("digest") == digest for e in entries):
