@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import model_serializer, model_validator
+from pydantic import GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
@@ -44,6 +46,13 @@ class ImageRef(Frozen):
     @model_serializer
     def _to_string(self) -> str:
         return str(self)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        # Of what is read, too: Prefect checks a deployment's parameters, as they were written, against it.
+        return {"type": "string", "pattern": _REPOSITORY.pattern + "@sha256:[0-9a-f]{64}"}
 
     @classmethod
     def parse(cls, text: str) -> ImageRef:

@@ -7,12 +7,13 @@ import inspect
 import pkgutil
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
 from cronsim import CronSim
 from prefect import Flow
+from pydantic import TypeAdapter
 
 import flows
 
@@ -51,6 +52,22 @@ def test_a_deployments_module_path_leads_to_its_flow_which_takes_its_parameters(
         }
         # Nobody is there to give a scheduled run what it lacks.
         assert needed <= given.keys()
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_parameters_are_written_in_the_form_that_prefect_checks_them_for(name: str) -> None:
+    """The server refuses a run whose parameters do not fit the schema of what the flow reads."""
+    types = get_type_hints(every_flow()[name].fn)
+    for parameter in inspect.signature(every_flow()[name].fn).parameters:
+        read, written = (
+            TypeAdapter(types[parameter]).json_schema(mode=mode)
+            for mode in ("validation", "serialization")
+        )
+        kinds, written_kinds = (
+            {name: schema.get("type") for name, schema in {**one.get("$defs", {}), "": one}.items()}
+            for one in (read, written)
+        )
+        assert written_kinds.items() <= kinds.items()
 
 
 def test_what_touches_untrusted_bytes_or_signs_runs_in_a_queue_of_its_own() -> None:
