@@ -2,7 +2,7 @@
 
 `kserve` makes one LLMInferenceService for each slot (KServe 0.20), which share the traffic by `group` and `weight`;
 `kserve-serverless` one InferenceService, whose two newest Knative revisions share it by `canaryTrafficPercent`. What neither
-can do is said in `lacks`. Two things keep every release of the latter from being begun: its revisions are not observed, and
+can do is said in `lacks`. No release of the latter is begun: its revisions are not observed, and but for a first release
 the end of a rollback would send users to the version that was rejected.
 """
 
@@ -53,6 +53,5 @@ class KserveServerlessEngine(KserveEngine):
         Capability.IDLE_OLD_VERSION: "Knative stops a revision that no traffic goes to",
         Capability.QUIET_ROLLBACK: "when stable's template is put back, Knative sends the newest ready revision everything, "
         "which is the rejected one until stable's new revision is ready",
-        Capability.UNTOUCHED_STABLE: "after a rollback stable's template is a new revision, whose servers start anew "
-        "while the old ones serve on",
+        Capability.UNTOUCHED_STABLE: "after a rollback stable's template is a new revision, whose servers start anew",
     }
