@@ -2,7 +2,8 @@
 
 `kserve` makes one LLMInferenceService for each slot (KServe 0.20), which share the traffic by `group` and `weight`;
 `kserve-serverless` one InferenceService, whose two newest Knative revisions share it by `canaryTrafficPercent`. What neither
-can do is said in `lacks`; above all the latter's revisions are not observed, so that no release of it is begun.
+can do is said in `lacks`. No release of the latter is begun: its revisions are not observed, and but for a first release
+the end of a rollback would send users to the version that was rejected.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class KserveServerlessEngine(KserveEngine):
         Capability.BORROW: "both revisions have the size of the one InferenceService",
         Capability.RECREATE: "Knative stops the old revision only when the new one is ready",
         Capability.IDLE_OLD_VERSION: "Knative stops a revision that no traffic goes to",
-        Capability.UNTOUCHED_STABLE: "after a rollback stable's template is a new revision, whose servers start anew "
-        "while the old ones serve on",
+        Capability.QUIET_ROLLBACK: "when stable's template is put back, Knative sends the newest ready revision everything, "
+        "which is the rejected one until stable's new revision is ready",
+        Capability.UNTOUCHED_STABLE: "after a rollback stable's template is a new revision, whose servers start anew",
     }

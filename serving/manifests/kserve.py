@@ -174,13 +174,15 @@ def _inference_service(
             "serving.kserve.io/deploymentMode": "Serverless",
             "serving.kserve.io/enable-tag-routing": "true",
         }
-    service["metadata"]["annotations"][GENERATION_ANNOTATION] = str(state.generation)
     predictor = service["spec"]["predictor"]
     predictor["minReplicas"] = predictor["maxReplicas"] = occupant.candidate.serving.replicas
     predictor.pop("canaryTrafficPercent", None)
     if percent is not None:
         predictor["canaryTrafficPercent"] = percent
-    return [service, _account(state, state.model, _labels(state, None))]
+    account = _account(state, state.model, _labels(state, None))
+    # Not on the service: KServe copies its annotations into the revision's template, and each commit would start a new revision.
+    account["metadata"]["annotations"] = {GENERATION_ANNOTATION: str(state.generation)}
+    return [service, account]
 
 
 def _newest(state: ReleaseState) -> tuple[Slot, int | None]:

@@ -161,6 +161,8 @@ def manifests_digest(manifests: Mapping[str, str]) -> Digest:
 def _lasting(document: dict[str, Any]) -> Any:
     """The object without what belongs to a phase."""
     kind, spec = document.get("kind"), document.get("spec")
+    if kind == "ServiceAccount" and (document.get("metadata") or {}).get("annotations"):
+        return _unmarked(document)  # of an InferenceService, which cannot carry the marks itself
     if not isinstance(spec, dict):
         return document
     if kind in ("Deployment", "LeaderWorkerSet"):

@@ -161,6 +161,28 @@ def test_an_inference_service_asks_for_the_newer_version_and_says_its_share(
     assert "lifecycle" not in predictor["containers"][0]
 
 
+def test_nothing_but_the_share_of_an_inference_service_changes_with_the_weight(
+    repo: Path, kubectl: Path
+) -> None:
+    name = "kserve-serverless"
+    two = occupant("two", name)
+    steps = (
+        {"phase": Phase.DEPLOYING},
+        {"phase": Phase.CANARY, "step": 1, "weight": 25},
+        {"phase": Phase.BAKING, "stable": Slot.B, "weight": 5},
+    )
+    found = []
+    for generation, changes in enumerate(steps, 2):
+        objects = committed(state(name, generation, b=two, **changes), repo, kubectl)
+        account = objects["ServiceAccount/smol"]["metadata"]["annotations"]
+        assert account == {"lockgate.dev/generation": str(generation)}
+        found.append(objects["InferenceService/smol"])
+    shares = [service["spec"]["predictor"].pop("canaryTrafficPercent") for service in found]
+    assert shares == [0, 25, 95]
+    # KServe copies labels and annotations of the service itself into the template of a revision.
+    assert found[0] == found[1] == found[2]
+
+
 def test_slots_of_different_engines_are_not_rendered(repo: Path, kubectl: Path) -> None:
     mixed = state("vllm", 2, phase=Phase.DEPLOYING, b=occupant("two", "kserve"))
     with pytest.raises(RenderingError, match="share no route"):
@@ -209,6 +231,7 @@ PLAIN = {"steps": [{"weight": 5}]}
         ("kserve-serverless", {"strategy": "recreate"}, "strategy `recreate`"),
         ("kserve-serverless", {**PLAIN, "control_percent": 0}, "without a control"),
         ("kserve-serverless", PLAIN, "needs observed slots"),
+        ("kserve-serverless", PLAIN, "needs quiet end of a rollback"),
         ("vllm", {**MIRROR, "control_percent": 0}, ""),
     ],
 )
@@ -249,14 +272,15 @@ def test_every_engine_says_of_every_capability_whether_it_has_it_and_why_not(nam
 
 def test_what_a_canary_needs_is_all_that_it_asks_for() -> None:
     plain = CanarySpec(steps=(CanaryStep(weight=5),))
-    always = {Capability.OBSERVED_SLOTS}
+    first = {Capability.OBSERVED_SLOTS}
+    always = first | {Capability.QUIET_ROLLBACK}
     assert set(needed(plain, first_release=False, embedded=False)) == always
     recreate = CanarySpec(strategy=Strategy.RECREATE, steps=())
     asked = needed(recreate, first_release=False, embedded=True)
     assert set(asked) == always | {
         Capability.EMBEDDED_CLUSTER, Capability.RECREATE, Capability.IDLE_OLD_VERSION
     }  # fmt: skip
-    assert set(needed(recreate, first_release=True, embedded=False)) == always
+    assert set(needed(recreate, first_release=True, embedded=False)) == first
 
 
 @pytest.mark.parametrize("name", KSERVE)
@@ -317,10 +341,11 @@ def test_a_cache_that_outlives_pods_is_one_of_each_slot(repo: Path, kubectl: Pat
     "serving",
     [
         {"engine": "kserve"},
+        {"engine": "kserve-serverless"},
         {"replicas": 2, "scaling": {"max": 4, "running_per_replica": 8}},
         {"resources": {"gpu": 1}, "parallel": {"pipeline": 2, "nodes": 2}},
     ],
-    ids=["kserve", "scaled", "several nodes"],
+    ids=["kserve", "kserve-serverless", "scaled", "several nodes"],
 )
 def test_what_is_approved_stays_the_same_while_weights_sizes_and_scalers_follow_the_phase(
     repo: Path, kubectl: Path, serving: dict[str, Any]
