@@ -78,6 +78,12 @@ def require(program: str, package: str) -> None:
         raise EnvironmentMissing("not on PATH", hint=f"apt install {package}")
 
 
+def require_postgresql() -> None:
+    """Debian's PostgreSQL, for a Prefect server's database. It links against half of the system: no unpacking of one package."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        raise EnvironmentMissing("not installed", hint="apt install postgresql")
+
+
 def main() -> int:
     left_out = []
     for name, provide in (
@@ -86,6 +92,7 @@ def main() -> int:
         ("skopeo", provide_skopeo),
         ("sigstore-js", provide_sigstore_js),
         ("openssl", lambda: require("openssl", "openssl")),
+        ("postgresql", require_postgresql),
         ("ssh-keygen", lambda: require("ssh-keygen", "openssh-client")),
     ):
         try:

@@ -77,6 +77,17 @@ def kubectl() -> Path:
 
 
 @pytest.fixture(scope="session")
+def postgresql() -> Path:
+    """Directory of PostgreSQL's programs, of the newest version that is there."""
+
+    def find() -> Path | None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        return found[-1].parent if found else None
+
+    return _provided("postgresql", find)
+
+
+@pytest.fixture(scope="session")
 def docker_registry() -> Path:
     def find() -> Path | None:
         found = shutil.which("docker-registry")

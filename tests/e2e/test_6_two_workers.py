@@ -22,7 +22,7 @@ from lockgate.environments import REPOSITORY
 from tests.integration.oci.conftest import RunningRegistry
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_workers import Site, kill, postgres_programs, running_postgres, running_prefect
+from two_workers import Site, kill, running_postgres, running_prefect
 
 from tests.e2e.test_4_deployments import asked, prefect
 
@@ -31,17 +31,18 @@ BASE = REPOSITORY / "lockgate" / "demo" / "base.yaml"
 
 @pytest.fixture
 def site(
-    docker_registry: Path, serving_python: Path, kubectl: Path, tmp_path: Path
+    docker_registry: Path,
+    postgresql: Path,
+    serving_python: Path,
+    kubectl: Path,
+    tmp_path: Path,
 ) -> Iterator[Site]:
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt install postgresql")
     (tmp_path / "registry").mkdir()
     registry = RunningRegistry(docker_registry, tmp_path / "registry")
     registry.start()
     try:
         with (
-            running_postgres(programs, tmp_path / "postgres") as database,
+            running_postgres(postgresql, tmp_path / "postgres") as database,
             running_prefect(database, tmp_path / "server") as url,
         ):
             found = Site(tmp_path, registry.host, url)

@@ -23,12 +23,6 @@ from tasks.workspace import Workspace, initialise
 from tests.integration.oci.conftest import free_port
 
 
-def postgres_programs() -> Path | None:
-    """Directory of Debian's PostgreSQL programs, of the newest version that is there."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
 @contextmanager
 def running_postgres(programs: Path, directory: Path) -> Iterator[str]:
     """A server on a free port of the loopback; yields Prefect's address of its database. It does not run as root."""
