@@ -25,7 +25,7 @@ test: dev ## every test, with real vLLM, Envoy, Prefect and a registry
 	LOCKGATE_TESTS_LEAVE_OUT="$$($(PYTHON) scripts/test_prerequisites.py)" && export LOCKGATE_TESTS_LEAVE_OUT \
 	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
 
-check: lint unit ## what a change must pass before it is committed, in a minute: all but the slow unit tests
+check: lint unit ## what a change must pass before it is committed, all but the slow unit tests
 
 lint: dev
 	$(BIN)/ruff format --check .
