@@ -6,16 +6,20 @@ and the next reconcile goes on. Losing the lease ends the driver: two must never
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
+import httpx
 from prefect.client.orchestration import get_client
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 
 from lockgate.errors import LockgateError
 
 LEASE_SECONDS = 60.0
-WAIT_SECONDS = 1.0
+WAIT_SECONDS = 2.0
+AGAIN_SECONDS = 10.0
 ALONE_SECONDS = 12 * 3600.0
 
 
@@ -64,12 +68,8 @@ def _held(name: str, patience: float, *, strict: bool) -> Iterator[bool]:
     """Whether the lease of that name could be had; held while the block runs. Errors of the block pass as they are."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
-    held = concurrency(
-        name, occupy=1, timeout_seconds=patience, lease_duration=LEASE_SECONDS, strict=strict,
-    )  # fmt: skip
-    try:
-        held.__enter__()
-    except TimeoutError:
+    held = _acquired(name, patience, strict=strict)
+    if held is None:
         yield False
         return
     try:
@@ -79,3 +79,33 @@ def _held(name: str, patience: float, *, strict: bool) -> Iterator[bool]:
             raise
     else:
         held.__exit__(None, None, None)
+
+
+def _acquired(name: str, patience: float, *, strict: bool) -> AbstractContextManager[None] | None:
+    """The lease, entered; None where another had it for all of `patience` seconds.
+
+    Only the server's own "locked" says that another has it. With Prefect's `timeout_seconds`, which runs while the server
+    thinks, a server that is slow to answer would say so too.
+    """
+    until = time.monotonic() + patience
+    while True:
+        held = concurrency(
+            name, occupy=1, max_retries=0, lease_duration=LEASE_SECONDS, strict=strict,
+        )  # fmt: skip
+        try:
+            held.__enter__()
+            return held
+        except ConcurrencySlotAcquisitionError as error:
+            if not _locked(error):
+                raise
+        if time.monotonic() >= until:
+            return None
+        time.sleep(min(AGAIN_SECONDS, patience / 4))
+
+
+def _locked(error: ConcurrencySlotAcquisitionError) -> bool:
+    cause = error.__cause__
+    return (
+        isinstance(cause, httpx.HTTPStatusError)
+        and cause.response.status_code == httpx.codes.LOCKED
+    )

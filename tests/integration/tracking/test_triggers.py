@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from lockgate.cli.prefect_server import stop_server
 from lockgate.domain import gitops
 from lockgate.settings import Settings
+from tasks.lease import WAIT_SECONDS
 from tests.integration.git.repositories import make_remote, somebody_pushes
 from tests.integration.tracking.moving_hub import MovingHub
 from tests.integration.tracking.test_looking import FIRST, RELEASE, SECOND, TRACK
@@ -215,6 +218,65 @@ def test_unattended_releases_of_one_model_run_one_after_the_other(
         "ends second",
     ]
     assert log.read_text().splitlines() == words
+
+
+DRIVE = """
+from tasks.lease import LeaseHeld, release_lease
+with release_lease("m", "prod"):
+    print("driving")
+    try:
+        with release_lease("m", "prod"):
+            print("two drive")
+    except LeaseHeld as held:
+        print(held.message)
+"""
+
+
+class _SlowToGrant(BaseHTTPRequestHandler):
+    """Passes everything on to a Prefect server, leases after more seconds than a driver waits for another."""
+
+    target = ""
+
+    def _pass_on(self) -> None:
+        if "increment-with-lease" in self.path:
+            time.sleep(WAIT_SECONDS + 1)
+        length = int(self.headers.get("content-length", 0))
+        kept = {
+            k: v for k, v in self.headers.items() if k.lower() not in ("host", "content-length")
+        }
+        answer = httpx.request(
+            self.command,
+            self.target + self.path,
+            content=self.rfile.read(length),
+            headers=kept,
+            timeout=30,
+        )
+        self.send_response(answer.status_code)
+        for name in ("content-type", "retry-after"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("content-length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _pass_on
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_two_never_drive_one_release_and_a_slow_server_is_nobody_who_drives_it(site: Site) -> None:
+    _SlowToGrant.target = site.url.removesuffix("/api")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _SlowToGrant) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        before = site.environment["PREFECT_API_URL"]
+        site.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{proxy.server_port}/api"
+        try:
+            said = site.python("-c", DRIVE)
+        finally:
+            site.environment["PREFECT_API_URL"] = before
+            proxy.shutdown()
+    assert said.splitlines() == ["driving", "another flow is driving m in prod"]
 
 
 def test_an_event_is_known_to_the_server_with_model_and_payload(site: Site) -> None:
