@@ -11,41 +11,20 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lockgate.domain.candidates import Candidate
-from lockgate.domain.digests import Digest
-from lockgate.domain.images import ImageRef
-from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, ServingSpec, Strategy
+from lockgate.domain.release_state import Phase, ReleaseState, Slot
+from lockgate.domain.spec import CanarySpec, CanaryStep, Resources, Strategy
 from lockgate.errors import RenderingError
 from serving.local.desired import read_model
 from serving.manifests import check_deployment, render
+from tests.unit.serving.rendering import TEMPLATE, occupant, state_of
 
-TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
 HTTP_ROUTE = json.loads((Path(__file__).parent / "data" / "httproute_v1.json").read_text())
 NO_KUBECTL = Path("/nonexistent/kubectl")
 DIRECTORY = "models/smol/local/manifests"
 
 
-def occupant(name: str, **serving: Any) -> Occupant:
-    candidate = Candidate(
-        model=ImageRef.parse("registry.example.com/smol@" + Digest.of_bytes(name.encode())),
-        runtime=ImageRef.parse("registry.example.com/vllm@" + Digest.of_bytes(b"runtime")),
-        serving=ServingSpec.model_validate({"served_model_name": "smol", **serving}),
-    )
-    return Occupant(candidate=candidate, release=name, evidence=Digest.of_bytes(b"evidence"))
-
-
 def stable(**changes: Any) -> ReleaseState:
-    data = {
-        "model": "smol",
-        "environment": "local",
-        "phase": Phase.DEPLOYING if "b" in changes else Phase.STABLE,
-        "a": occupant("one"),
-        "stable": Slot.A,
-        "canary": CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=25))),
-        **changes,
-    }
-    return ReleaseState.model_validate(data)
+    return state_of(environment="local", **changes)
 
 
 @pytest.fixture
