@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from lockgate.domain.judge.config import MetricKind
 from lockgate.domain.objectives import Objectives, combined, without_control
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.spec import CanarySpec, CanaryStep
-from lockgate.domain.trace import RequestRow, Scrape, parse_line, to_line
+from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins
+from lockgate.domain.trace import RequestRow, Scrape, Track, parse_line, to_line
 from lockgate.errors import MetricsError, UsageError
 
 SETTLE_SECONDS = 4.0
@@ -220,6 +220,8 @@ class StepTrace:
         self._looks = looks
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_partial_line(path)
+        self.newest: dict[tuple[Track, str], float] = {}
+        """Time of the last scrape of each instance."""
         _drop_partial_line(looks)
 
     def replay(self, judge: StepJudge) -> float | None:
@@ -228,7 +230,6 @@ class StepTrace:
         Raises:
             MetricsError: a line is no scrape; a trace with a hole in it decides nothing.
         """
-        newest: float | None = None
         if not self.path.exists():
             return None
         with self.path.open(encoding="utf-8", errors="replace") as lines:
@@ -241,16 +242,23 @@ class StepTrace:
                         hint="move the file away: the step is then judged from now on",
                     ) from error  # fmt: skip
                 judge.observe(seen)
-                newest = seen.time if newest is None else max(newest, seen.time)
-        return newest
+                self._note(seen)
+        return max(self.newest.values(), default=None)
 
-    def append(self, records: Iterable[Scrape | RequestRow]) -> None:
+    def append(self, records: Sequence[Scrape | RequestRow]) -> None:
         """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
         with self.path.open("a") as lines:
             lines.write("".join(to_line(record) + "\n" for record in records))
 
     def said(self, report: JudgeReport) -> None:
         """Keep what the judge said, for the release's report; nothing is decided from it."""
+        for record in records:
+            self._note(record)
+
+    def _note(self, record: Scrape | RequestRow) -> None:
+        key = (record.track, record.instance)
+        self.newest[key] = max(record.time, self.newest.get(key, record.time))
+
         with self._looks.open("a") as lines:
             lines.write(json.dumps(report.to_data()) + "\n")
 
