@@ -215,3 +215,7 @@ class WorkspaceLayout:
     def looks(self, model: str, environment: str, generation: int) -> Path:
         """The judge's report after each look of one canary step, for the report's plots."""
         return self.trace(model, environment, generation).with_suffix(".looks.jsonl")
+
+    def judge_config(self, model: str, environment: str, generation: int) -> Path:
+        """How that step is judged, as `lockgate judge --config` reads it."""
+        return self.trace(model, environment, generation).with_suffix(".judge.json")

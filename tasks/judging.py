@@ -53,6 +53,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
     step = spec.steps[state.step]
     return _config(
         spec,
+        step.margins.on(spec.margins),
         pass_rule=PassRule.NONINFERIOR if step.judge_latency else PassRule.NO_HARM,
         judge_latency=step.judge_latency,
         step_start=start,
@@ -90,6 +91,7 @@ def _bake_config(state: ReleaseState, spec: CanarySpec, start: float) -> JudgeCo
         alike = max(each) / min(each) <= spec.judge.max_load_ratio
     return _config(
         spec,
+        spec.margins,
         pass_rule=PassRule.NO_HARM,
         judge_latency=alike,
         step_start=start,
@@ -104,7 +106,7 @@ def baking(state: ReleaseState) -> bool:
     return Phase.BAKING in (state.phase, state.held_from)
 
 
-def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
+def _config(spec: CanarySpec, margins: JudgeMargins, **of_step: Any) -> JudgeConfig:
     tuning = spec.judge
     return JudgeConfig(
         alpha=step_alpha(spec),
@@ -113,7 +115,7 @@ def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
         drift_s=tuning.drift_seconds,
         drift_surprise=tuning.drift_surprise,
         max_load_ratio=tuning.max_load_ratio,
-        metrics=_metrics(spec),
+        metrics=_metrics(spec, margins),
         **of_step,
     )
 
@@ -131,7 +133,8 @@ class StepJudge:
         spec = state.canary
         if spec is None or state.since is None:
             raise ValueError(f"phase {state.phase} is not judged")
-        config = judge_config(state)
+        self.config = config = judge_config(state)
+        """How the comparison is judged."""
         self._baking = baking(state)
         ended = state.control_ended
         self._compared_until = math.inf if ended is None else parse_time(ended).timestamp()
@@ -143,7 +146,7 @@ class StepJudge:
             compared = state.weight > 0 or state.control_ended is not None
             both = compared and not spec.slos.empty
             alpha = step_alpha(spec) / 2 if both else step_alpha(spec)
-            config = config.model_copy(update={"alpha": alpha})
+            self.config = config = config.model_copy(update={"alpha": alpha})
             if not spec.slos.empty:
                 self._objectives = Objectives(
                     spec.slos,
@@ -188,23 +191,23 @@ class StepJudge:
         return combined(compared, levels)
 
 
-def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
+def _metrics(spec: CanarySpec, margins: JudgeMargins) -> dict[str, MetricConfig]:
     unknown = set(spec.judge.guards) - set(DEFAULT_METRICS)
     if unknown:
         raise UsageError(
             f"canary.judge.guards names no metric: {', '.join(sorted(unknown))}",
             hint=f"known: {', '.join(DEFAULT_METRICS)}",
         )
-    margins = {
-        MetricKind.LATENCY: spec.margins.latency,
-        MetricKind.TAIL: spec.margins.tail,
-        MetricKind.RATIO: spec.margins.errors,
-        MetricKind.SIZE: spec.margins.output_length,
-        MetricKind.MIX: spec.margins.finish_reasons,
+    of_kind = {
+        MetricKind.LATENCY: margins.latency,
+        MetricKind.TAIL: margins.tail,
+        MetricKind.RATIO: margins.errors,
+        MetricKind.SIZE: margins.output_length,
+        MetricKind.MIX: margins.finish_reasons,
     }
     metrics = {}
     for name, metric in DEFAULT_METRICS.items():
-        margin = spec.margins.probes if name == "quality_probe" else margins.get(metric.kind)
+        margin = margins.probes if name == "quality_probe" else of_kind.get(metric.kind)
         update: dict[str, Any] = {"margin": metric.margin if margin is None else margin}
         if name in spec.judge.guards and metric.criticality is Criticality.REQUIRED:
             update["criticality"] = Criticality.GUARD
@@ -217,11 +220,11 @@ class StepTrace:
 
     def __init__(self, path: Path, looks: Path) -> None:
         self.path = path
+        self.newest: dict[tuple[Track, str], float] = {}
+        """Time of the last scrape of each instance."""
         self._looks = looks
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_partial_line(path)
-        self.newest: dict[tuple[Track, str], float] = {}
-        """Time of the last scrape of each instance."""
         _drop_partial_line(looks)
 
     def replay(self, judge: StepJudge) -> float | None:
@@ -249,9 +252,6 @@ class StepTrace:
         """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
         with self.path.open("a") as lines:
             lines.write("".join(to_line(record) + "\n" for record in records))
-
-    def said(self, report: JudgeReport) -> None:
-        """Keep what the judge said, for the release's report; nothing is decided from it."""
         for record in records:
             self._note(record)
 
@@ -259,6 +259,12 @@ class StepTrace:
         key = (record.track, record.instance)
         self.newest[key] = max(record.time, self.newest.get(key, record.time))
 
+    def judged_by(self, config: JudgeConfig, path: Path) -> None:
+        """Keep how the step is judged, for whoever judges the trace again; nothing is decided from it."""
+        path.write_text(json.dumps(config.to_data(), indent=1) + "\n")
+
+    def said(self, report: JudgeReport) -> None:
+        """Keep what the judge said, for the release's report; nothing is decided from it."""
         with self._looks.open("a") as lines:
             lines.write(json.dumps(report.to_data()) + "\n")
 

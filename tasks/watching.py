@@ -277,11 +277,9 @@ class Watcher:
     def _last_entry(self, judge: StepJudge) -> float:
         """Opens the step's trace and replays it; the time of its newest entry, or of the step's beginning."""
         state = self.state
-        layout = self.workspace.layout
-        self._trace = StepTrace(
-            layout.trace(state.model, state.environment, state.began),
-            layout.looks(state.model, state.environment, state.began),
-        )
+        layout, of_step = self.workspace.layout, (state.model, state.environment, state.began)
+        self._trace = StepTrace(layout.trace(*of_step), layout.looks(*of_step))
+        self._trace.judged_by(judge.config, layout.judge_config(*of_step))
         newest = self._trace.replay(judge)
         self._conclude(judge.decided())
         self._began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
@@ -322,6 +320,8 @@ class Watcher:
             self._seen = max(self._seen, min(self._heard[track] for track in needed))
         if report is not None:
             self._trace.said(report)
+        self._conclude(judge.decided() or report)
+
     def _read_stored(
         self, targets: Sequence[metrics.ScrapeTarget], tracks: Mapping[str, Track],
         status: ClusterStatus, now: float,
@@ -344,8 +344,6 @@ class Watcher:
             logger.warning("no metrics: %s", error.message)
             return gone
         return [*found, *gone]
-
-        self._conclude(judge.decided() or report)
 
     def _probed(self, tracks: Mapping[str, Track], now: float) -> list[Scrape]:
         """What the quality probe has come to, where the spec asks for one. A driver that takes one look only asks nothing."""
