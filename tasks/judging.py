@@ -1,16 +1,10 @@
-"""The judge at work on one canary step, or on the bake: its configuration from the release's spec, and its trace on disk.
-
-The trace is the judge's whole memory. A driver that dies leaves it behind; the next one replays it, spends no alpha twice and
-comes to the same verdict.
-"""
+"""The judge at work on one canary step, or on the bake, with its configuration from the release's spec."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lockgate.domain.judge import (
@@ -28,8 +22,8 @@ from lockgate.domain.objectives import Objectives, combined, without_control
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins
-from lockgate.domain.trace import RequestRow, Scrape, Track, parse_line, to_line
-from lockgate.errors import MetricsError, UsageError
+from lockgate.domain.trace import RequestRow, Scrape
+from lockgate.errors import UsageError
 
 SETTLE_SECONDS = 4.0
 """After a change of weight: until agents and gateways have followed, a scrape says nothing about the split."""
@@ -163,6 +157,22 @@ class StepJudge:
         """False for a bake without control and SLOs: there is nothing to judge."""
         return self._judge is not None or self._objectives is not None
 
+    @property
+    def step(self) -> str:
+        """What tells this step, as it is judged, from every other: what one of them has made of a trace is another's too."""
+        slos = self._objectives.levels.to_data() if self._objectives is not None else None
+        said = (self.config.to_data(), self._compared_until, slos, self._judge is None)
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @property
+    def state(self) -> tuple[Judge | None, Objectives | None]:
+        """All that was made of the records so far."""
+        return self._judge, self._objectives
+
+    def resume(self, state: tuple[Judge | None, Objectives | None]) -> None:
+        """Take up `state`, of a judge of the same step, and go on from there."""
+        self._judge, self._objectives = state
+
     def observe(self, record: Scrape | RequestRow) -> None:
         if self._judge is not None and record.time <= self._compared_until:
             self._judge.observe(record)
@@ -213,92 +223,3 @@ def _metrics(spec: CanarySpec, margins: JudgeMargins) -> dict[str, MetricConfig]
             update["criticality"] = Criticality.GUARD
         metrics[name] = metric.model_copy(update=update)
     return metrics
-
-
-class StepTrace:
-    """Append-only file of one step's scrapes, one JSON line each, and beside it what the judge said after each look."""
-
-    def __init__(self, path: Path, looks: Path) -> None:
-        self.path = path
-        self.newest: dict[tuple[Track, str], float] = {}
-        """Time of the last scrape of each instance."""
-        self._looks = looks
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
-        _drop_partial_line(looks)
-
-    def replay(self, judge: StepJudge) -> float | None:
-        """Tell the judge everything seen so far; the time of the newest scrape, None for an empty trace.
-
-        Raises:
-            MetricsError: a line is no scrape; a trace with a hole in it decides nothing.
-        """
-        if not self.path.exists():
-            return None
-        with self.path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    seen = parse_line(line)
-                except ValueError as error:
-                    raise MetricsError(
-                        f"line {number} of the trace is not readable: {error}", log=self.path,
-                        hint="move the file away: the step is then judged from now on",
-                    ) from error  # fmt: skip
-                judge.observe(seen)
-                self._note(seen)
-        return max(self.newest.values(), default=None)
-
-    def append(self, records: Sequence[Scrape | RequestRow]) -> None:
-        """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
-        with self.path.open("a") as lines:
-            lines.write("".join(to_line(record) + "\n" for record in records))
-        for record in records:
-            self._note(record)
-
-    def _note(self, record: Scrape | RequestRow) -> None:
-        key = (record.track, record.instance)
-        self.newest[key] = max(record.time, self.newest.get(key, record.time))
-
-    def judged_by(self, config: JudgeConfig, path: Path) -> None:
-        """Keep how the step is judged, for whoever judges the trace again; nothing is decided from it."""
-        path.write_text(json.dumps(config.to_data(), indent=1) + "\n")
-
-    def said(self, report: JudgeReport) -> None:
-        """Keep what the judge said, for the release's report; nothing is decided from it."""
-        with self._looks.open("a") as lines:
-            lines.write(json.dumps(report.to_data()) + "\n")
-
-
-def newest_entry(path: Path) -> float | None:
-    """The time of a trace's last whole line, without reading what is before it; None for an empty or unreadable one."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4 * _LONGEST_LINE))
-            whole = file.read().split(b"\n")[:-1]
-        return parse_line(whole[-1].decode()).time
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-_LONGEST_LINE = 256 * 1024
-"""Bytes that a scrape of one instance stays below."""
-
-
-def _drop_partial_line(path: Path) -> None:
-    """A writer killed in mid-line leaves a tail without a newline; what follows must not be glued to it."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        keep = size
-        while keep > 0:
-            file.seek(max(0, keep - 65536))
-            chunk = file.read(keep - file.tell())
-            newline = chunk.rfind(b"\n")
-            if newline >= 0:
-                keep = keep - len(chunk) + newline + 1
-                break
-            keep -= len(chunk)
-        if keep != size:
-            file.truncate(keep)

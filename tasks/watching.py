@@ -31,8 +31,9 @@ from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.approving import decision_on
-from tasks.judging import StepJudge, StepTrace, baking
+from tasks.judging import StepJudge, baking
 from tasks.probing import Prober
+from tasks.step_trace import StepTrace
 from tasks.stored_metrics import StoredMetrics
 from tasks.supply import verifications
 from tasks.workspace import Workspace
@@ -310,6 +311,7 @@ class Watcher:
         self._trace.append([*records, *probes])
         for record in (*records, *probes):
             judge.observe(record)
+        self._trace.keep(judge)
         report = judge.look(time.time())
         needed: set[Track] = {"canary"} if baking(self.state) else {"baseline", "canary"}
         self._heard |= {record.track: record.time for record in records if record.up}
