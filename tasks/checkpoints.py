@@ -31,6 +31,8 @@ _PLAIN = (type(None), bool, int, float, str)
 _OURS = "lockgate.domain."
 _RECOMPUTED: dict[type, tuple[str, ...]] = {Bets: ("_known",)}
 """Attributes that only save work: they are kept empty."""
+_MAKERS = ("base.py", "judge/**/*.py", "objectives.py", "spec.py", "trace.py")
+"""The domain's modules whose objects are kept, and what these are made by."""
 _ENDS_BYTES = 64 * 1024
 """How much of the beginning, and of the end, of what was read is compared. A trace is only ever appended to."""
 
@@ -146,9 +148,10 @@ def _class(module: str, name: str) -> Any:
 def _code() -> str:
     """What makes states of traces: another version of it may make another one."""
     digest = hashlib.sha256(f"{np.__version__}\n".encode())
-    for root in lockgate.domain.__path__:
-        for path in sorted(Path(root).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    for root in map(Path, lockgate.domain.__path__):
+        for name in _MAKERS:
+            for path in sorted(root.glob(name)):
+                digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from lockgate.domain.trace import Histogram, Scrape, Track, proper_histogram, usable
-from lockgate.errors import MetricsError
+from lockgate.errors import MetricsError, UsageError
 
 _ENGINE = "vllm:.*|http_requests_total|process_start_time_seconds"
 _GATEWAY = (
@@ -73,6 +73,7 @@ class PrometheusReader:
         """`ca`: PEM file of those who may have signed the server's certificate, in place of the usual ones; `token`: sent as a
         bearer token."""
         self._url = url.rstrip("/")
+        self._shown = without_credentials(self._url)
         self._targets = targets
         self._timeout = timeout_seconds
         self._ca = ca
@@ -153,25 +154,33 @@ class PrometheusReader:
             answer: Any = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise MetricsError(
-                f"Prometheus at {self._url} does not answer: {error!r}",
+                f"Prometheus at {self._shown} does not answer: {error!r}",
                 hint="check the URL, and that the server is up",
             ) from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
             said = answer.get("error") if isinstance(answer, dict) else None
             raise MetricsError(
-                f"Prometheus at {self._url} refused the query {query}: "
+                f"Prometheus at {self._shown} refused the query {query}: "
                 f"{said or response.status_code}"
             )
         if answer.get("warnings"):
-            raise MetricsError(f"Prometheus at {self._url} warns: {answer['warnings']}")
+            raise MetricsError(f"Prometheus at {self._shown} warns: {answer['warnings']}")
         try:
             for series in answer["data"]["result"]:
                 values = [(float(at), float(value)) for at, value in series["values"]]
                 yield series["metric"], [(at, value) for at, value in values if start < at <= end]
         except (LookupError, TypeError, ValueError) as error:
             raise MetricsError(
-                f"Prometheus at {self._url} answered in an unknown form: {error!r}"
+                f"Prometheus at {self._shown} answered in an unknown form: {error!r}"
             ) from error
+
+
+def without_credentials(url: str) -> str:
+    """As it may be shown. Raises `UsageError` for what is no URL."""
+    try:
+        return str(httpx.URL(url).copy_with(userinfo=b""))
+    except httpx.InvalidURL as error:
+        raise UsageError(f"the address of Prometheus is no URL: {error}") from error
 
 
 def _quoted(value: str) -> str:

@@ -72,6 +72,8 @@ def judge(
     if prometheus is not None:
         if model is None or begin is None:
             raise UsageError("--prometheus needs --model and --from")
+        from lockgate.adapters.prometheus import without_credentials
+
         if baseline is None:
             baseline = Slot.A if canary is Slot.B else Slot.B
         lines = _stored_lines(
@@ -80,7 +82,7 @@ def judge(
         )  # fmt: skip
         stored = judge_lines(lines, settings)
         verdicts.append(stored.verdict)
-        console.print_json({"trace": prometheus, **stored.to_data()})
+        console.print_json({"trace": without_credentials(prometheus), **stored.to_data()})
     if follow:
         follower = Follower(settings)
         for line in io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"):
@@ -122,7 +124,7 @@ def _stored_lines(
     found = stored.read(begin, end)
     if not found:
         raise MetricsError(
-            f"{url} has nothing of slots {baseline} and {canary} of {model} in that time",
+            f"Prometheus has nothing of slots {baseline} and {canary} of {model} in that time",
             hint="compare LOCKGATE_PROMETHEUS_SERVERS and LOCKGATE_PROMETHEUS_GATEWAY with its targets' labels",
         )
     return [to_line(scrape) for scrape in found]

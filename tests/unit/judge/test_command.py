@@ -106,8 +106,9 @@ def test_a_prometheus_that_is_away_gives_no_verdict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, lines, err = said(
-        capsys, monkeypatch, "--prometheus", "http://127.0.0.1:9", "--model", "m",
+        capsys, monkeypatch, "--prometheus", "http://u:s3cret@127.0.0.1:9", "--model", "m",
         "--from", "2026-11-28T14:00:00Z", "--to", "2026-11-28T14:01:00+00:00",
     )  # fmt: skip
     assert (code, lines) == (1, [])
     assert "does not answer" in " ".join(err.split())
+    assert "s3cret" not in err
