@@ -57,6 +57,23 @@ class Settings(BaseSettings):
     """Envoy's name of a slot's cluster on that page (here: Envoy Gateway's)."""
     gateway_mirror_cluster: str = "httproute/{namespace}/{model}/rule/{rule}-mirror-0"
     """Its name of the cluster that copies of a mirror step go to (here: Envoy Gateway's); empty where that is the slot's own."""
+    prometheus_url: str | None = None
+    """Prometheus (or what answers as one) that scrapes the servers and the gateway; with `{environment}` one for each. The
+    canary is judged by what it has stored. None: by scrapes of Lockgate's own."""
+    prometheus_ca: Path | None = None
+    """PEM file of those who may sign its certificate. None: the usual ones."""
+    prometheus_token: SecretStr | None = None
+    """Bearer token that it is asked with."""
+    prometheus_token_file: Path | None = None
+    """File that holds the token, read anew for each look at a step: as a secret store or a service account mounts it."""
+    prometheus_servers: dict[str, str] = {
+        "job": "lockgate/model-servers", "namespace": "{namespace}", "model": "{model}", "slot": "{slot}",
+    }  # fmt: skip
+    """Labels (JSON) that its targets of a slot's servers have (here: the template's PodMonitor's)."""
+    prometheus_gateway: dict[str, str] = {"job": "lockgate/gateway"}
+    """Labels (JSON) of its targets of the gateway; slots are told apart by the names of Envoy's clusters."""
+    prometheus_instance: str = "pod"
+    """The label that servers are named by: as the cluster names them."""
     test_server: Literal["process", "kubernetes"] = "process"
     """Where candidates are served for evaluation and benchmark: as a process of the measuring machine, or as a Job."""
     test_namespace: str = "lockgate-tests"
@@ -198,3 +215,7 @@ class WorkspaceLayout:
     def looks(self, model: str, environment: str, generation: int) -> Path:
         """The judge's report after each look of one canary step, for the report's plots."""
         return self.trace(model, environment, generation).with_suffix(".looks.jsonl")
+
+    def judge_config(self, model: str, environment: str, generation: int) -> Path:
+        """How that step is judged, as `lockgate judge --config` reads it."""
+        return self.trace(model, environment, generation).with_suffix(".judge.json")

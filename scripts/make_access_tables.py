@@ -79,10 +79,11 @@ PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 6443), ("TCP", 8000), (
 
 
 def rendered(
-    layout: Layout, kubectl: Path, *, mtls: bool = False, components: Iterable[str] = ()
-) -> Objects:
-    """Everything of the first environment and its cluster, and what the agent's bootstrap holds. `components`: further ones
-    of platform/components."""
+    layout: Layout, kubectl: Path, *, mtls: bool = False, prometheus: bool = False,
+    components: Iterable[str] = (),
+) -> Objects:  # fmt: skip
+    """Everything of the first environment and its cluster, and what the agent's bootstrap holds. `prometheus`: with its component
+    of platform/cluster; `components`: further ones of platform/components."""
     with tempfile.TemporaryDirectory(prefix="access-") as scratch:
         root = Path(scratch) / "repository"
         shutil.copytree(template_directory(), root)
@@ -90,6 +91,8 @@ def rendered(
         environment = layout.environments[0]
         cluster = root / "clouds" / str(layout.cloud) / "cluster"
         own = root / "platform/environments" / environment
+        if prometheus:
+            _take_up(cluster, ["../../../platform/cluster/prometheus"])
         if mtls:
             _take_up(cluster, ["../../../platform/cluster/mtls"])
         chosen = [*(["mtls"] if mtls else []), *components]
@@ -271,6 +274,7 @@ def page(kubectl: Path) -> str:
     argocd = rendered(Layout(("production",), "argocd", "eks"), kubectl)
     flux = rendered(Layout(("production",), "flux", "eks"), kubectl)
     mesh = rendered(Layout(("production",), "argocd", "eks"), kubectl, mtls=True)
+    stored = rendered(Layout(("production",), "argocd", "eks"), kubectl, prometheus=True)
     plain = reach(argocd)
     own = rights(argocd)
     more = {key: verbs for key, verbs in rights(flux).items() if key not in own}
@@ -281,6 +285,9 @@ def page(kubectl: Path) -> str:
         "\n".join(reach_table(plain)),
         "\nWith the component `mtls`, what changes (15008 is the mesh's tunnel, whatever port is meant):\n",
         "\n".join(reach_table({k: v for k, v in reach(mesh).items() if plain.get(k) != v})),
+        "\nWith the component `platform/cluster/prometheus`, which the release flow needs where `LOCKGATE_PROMETHEUS_URL` is set, "
+        "what comes on top:\n",
+        "\n".join(reach_table({k: v for k, v in reach(stored).items() if plain.get(k) != v})),
         "\n## Rights in the cluster\n\nAccounts with nothing are in the table: a pod's identity in the cloud, or none at all.\n",
         "\n".join(rights_table(own)),
         "\nWith Flux in place of Argo CD:\n",

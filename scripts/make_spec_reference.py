@@ -44,6 +44,7 @@ RELEASE: tuple[tuple[str, type[BaseModel]], ...] = (
     ("benchmark.prices.NAME", cost.Price),
     ("canary", spec.CanarySpec),
     ("canary.steps[]", spec.CanaryStep),
+    ("canary.steps[].margins", spec.StepMargins),
     ("canary.probes", spec.ProbeSpec),
     ("canary.probes.questions[]", spec.Probe),
     ("canary.margins", spec.JudgeMargins),

@@ -37,8 +37,8 @@ from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
 from tasks.approving import asked_again, somebody_decided
 from tasks.events import tell_transition
-from tasks.judging import newest_entry
 from tasks.retries import TRANSIENT
+from tasks.step_trace import newest_entry
 from tasks.steps import step
 from tasks.watching import Watcher
 from tasks.workspace import Workspace
@@ -115,7 +115,7 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
 
 
 def _just_looked_at(workspace: Workspace, state: ReleaseState) -> bool:
-    """Of a release that waits for a person, maybe for days: each look replays all that was seen before it."""
+    """Of a release that waits for a person, maybe for weeks: its trace grows with every look."""
     if state.canary is None or state.phase not in (Phase.AWAITING_APPROVAL, Phase.HELD):
         return False
     newest = newest_entry(workspace.layout.trace(state.model, state.environment, state.began))

@@ -1,16 +1,10 @@
-"""The judge at work on one canary step, or on the bake: its configuration from the release's spec, and its trace on disk.
-
-The trace is the judge's whole memory. A driver that dies leaves it behind; the next one replays it, spends no alpha twice and
-comes to the same verdict.
-"""
+"""The judge at work on one canary step, or on the bake, with its configuration from the release's spec."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from lockgate.domain.judge import (
@@ -27,9 +21,9 @@ from lockgate.domain.judge.config import MetricKind
 from lockgate.domain.objectives import Objectives, combined, without_control
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.domain.spec import CanarySpec, CanaryStep
-from lockgate.domain.trace import RequestRow, Scrape, parse_line, to_line
-from lockgate.errors import MetricsError, UsageError
+from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins
+from lockgate.domain.trace import RequestRow, Scrape
+from lockgate.errors import UsageError
 
 SETTLE_SECONDS = 4.0
 """After a change of weight: until agents and gateways have followed, a scrape says nothing about the split."""
@@ -53,6 +47,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
     step = spec.steps[state.step]
     return _config(
         spec,
+        step.margins.on(spec.margins),
         pass_rule=PassRule.NONINFERIOR if step.judge_latency else PassRule.NO_HARM,
         judge_latency=step.judge_latency,
         step_start=start,
@@ -90,6 +85,7 @@ def _bake_config(state: ReleaseState, spec: CanarySpec, start: float) -> JudgeCo
         alike = max(each) / min(each) <= spec.judge.max_load_ratio
     return _config(
         spec,
+        spec.margins,
         pass_rule=PassRule.NO_HARM,
         judge_latency=alike,
         step_start=start,
@@ -104,7 +100,7 @@ def baking(state: ReleaseState) -> bool:
     return Phase.BAKING in (state.phase, state.held_from)
 
 
-def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
+def _config(spec: CanarySpec, margins: JudgeMargins, **of_step: Any) -> JudgeConfig:
     tuning = spec.judge
     return JudgeConfig(
         alpha=step_alpha(spec),
@@ -113,7 +109,7 @@ def _config(spec: CanarySpec, **of_step: Any) -> JudgeConfig:
         drift_s=tuning.drift_seconds,
         drift_surprise=tuning.drift_surprise,
         max_load_ratio=tuning.max_load_ratio,
-        metrics=_metrics(spec),
+        metrics=_metrics(spec, margins),
         **of_step,
     )
 
@@ -131,7 +127,8 @@ class StepJudge:
         spec = state.canary
         if spec is None or state.since is None:
             raise ValueError(f"phase {state.phase} is not judged")
-        config = judge_config(state)
+        self.config = config = judge_config(state)
+        """How the comparison is judged."""
         self._baking = baking(state)
         ended = state.control_ended
         self._compared_until = math.inf if ended is None else parse_time(ended).timestamp()
@@ -143,7 +140,7 @@ class StepJudge:
             compared = state.weight > 0 or state.control_ended is not None
             both = compared and not spec.slos.empty
             alpha = step_alpha(spec) / 2 if both else step_alpha(spec)
-            config = config.model_copy(update={"alpha": alpha})
+            self.config = config = config.model_copy(update={"alpha": alpha})
             if not spec.slos.empty:
                 self._objectives = Objectives(
                     spec.slos,
@@ -159,6 +156,22 @@ class StepJudge:
     def active(self) -> bool:
         """False for a bake without control and SLOs: there is nothing to judge."""
         return self._judge is not None or self._objectives is not None
+
+    @property
+    def step(self) -> str:
+        """What tells this step, as it is judged, from every other: what one of them has made of a trace is another's too."""
+        slos = self._objectives.levels.to_data() if self._objectives is not None else None
+        said = (self.config.to_data(), self._compared_until, slos, self._judge is None)
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @property
+    def state(self) -> tuple[Judge | None, Objectives | None]:
+        """All that was made of the records so far."""
+        return self._judge, self._objectives
+
+    def resume(self, state: tuple[Judge | None, Objectives | None]) -> None:
+        """Take up `state`, of a judge of the same step, and go on from there."""
+        self._judge, self._objectives = state
 
     def observe(self, record: Scrape | RequestRow) -> None:
         if self._judge is not None and record.time <= self._compared_until:
@@ -188,103 +201,25 @@ class StepJudge:
         return combined(compared, levels)
 
 
-def _metrics(spec: CanarySpec) -> dict[str, MetricConfig]:
+def _metrics(spec: CanarySpec, margins: JudgeMargins) -> dict[str, MetricConfig]:
     unknown = set(spec.judge.guards) - set(DEFAULT_METRICS)
     if unknown:
         raise UsageError(
             f"canary.judge.guards names no metric: {', '.join(sorted(unknown))}",
             hint=f"known: {', '.join(DEFAULT_METRICS)}",
         )
-    margins = {
-        MetricKind.LATENCY: spec.margins.latency,
-        MetricKind.TAIL: spec.margins.tail,
-        MetricKind.RATIO: spec.margins.errors,
-        MetricKind.SIZE: spec.margins.output_length,
-        MetricKind.MIX: spec.margins.finish_reasons,
+    of_kind = {
+        MetricKind.LATENCY: margins.latency,
+        MetricKind.TAIL: margins.tail,
+        MetricKind.RATIO: margins.errors,
+        MetricKind.SIZE: margins.output_length,
+        MetricKind.MIX: margins.finish_reasons,
     }
     metrics = {}
     for name, metric in DEFAULT_METRICS.items():
-        margin = spec.margins.probes if name == "quality_probe" else margins.get(metric.kind)
+        margin = margins.probes if name == "quality_probe" else of_kind.get(metric.kind)
         update: dict[str, Any] = {"margin": metric.margin if margin is None else margin}
         if name in spec.judge.guards and metric.criticality is Criticality.REQUIRED:
             update["criticality"] = Criticality.GUARD
         metrics[name] = metric.model_copy(update=update)
     return metrics
-
-
-class StepTrace:
-    """Append-only file of one step's scrapes, one JSON line each, and beside it what the judge said after each look."""
-
-    def __init__(self, path: Path, looks: Path) -> None:
-        self.path = path
-        self._looks = looks
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
-        _drop_partial_line(looks)
-
-    def replay(self, judge: StepJudge) -> float | None:
-        """Tell the judge everything seen so far; the time of the newest scrape, None for an empty trace.
-
-        Raises:
-            MetricsError: a line is no scrape; a trace with a hole in it decides nothing.
-        """
-        newest: float | None = None
-        if not self.path.exists():
-            return None
-        with self.path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    seen = parse_line(line)
-                except ValueError as error:
-                    raise MetricsError(
-                        f"line {number} of the trace is not readable: {error}", log=self.path,
-                        hint="move the file away: the step is then judged from now on",
-                    ) from error  # fmt: skip
-                judge.observe(seen)
-                newest = seen.time if newest is None else max(newest, seen.time)
-        return newest
-
-    def append(self, records: Iterable[Scrape | RequestRow]) -> None:
-        """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
-        with self.path.open("a") as lines:
-            lines.write("".join(to_line(record) + "\n" for record in records))
-
-    def said(self, report: JudgeReport) -> None:
-        """Keep what the judge said, for the release's report; nothing is decided from it."""
-        with self._looks.open("a") as lines:
-            lines.write(json.dumps(report.to_data()) + "\n")
-
-
-def newest_entry(path: Path) -> float | None:
-    """The time of a trace's last whole line, without reading what is before it; None for an empty or unreadable one."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4 * _LONGEST_LINE))
-            whole = file.read().split(b"\n")[:-1]
-        return parse_line(whole[-1].decode()).time
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-_LONGEST_LINE = 256 * 1024
-"""Bytes that a scrape of one instance stays below."""
-
-
-def _drop_partial_line(path: Path) -> None:
-    """A writer killed in mid-line leaves a tail without a newline; what follows must not be glued to it."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        keep = size
-        while keep > 0:
-            file.seek(max(0, keep - 65536))
-            chunk = file.read(keep - file.tell())
-            newline = chunk.rfind(b"\n")
-            if newline >= 0:
-                keep = keep - len(chunk) + newline + 1
-                break
-            keep -= len(chunk)
-        if keep != size:
-            file.truncate(keep)

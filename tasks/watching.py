@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -31,8 +31,10 @@ from lockgate.errors import LockgateError, ServingError
 from serving.local.status import ClusterStatus, ModelStatus, SlotStatus
 from serving.smoke import DegenerateAnswer, smoke_generation
 from tasks.approving import decision_on
-from tasks.judging import StepJudge, StepTrace, baking
+from tasks.judging import StepJudge, baking
 from tasks.probing import Prober
+from tasks.step_trace import StepTrace
+from tasks.stored_metrics import StoredMetrics
 from tasks.supply import verifications
 from tasks.workspace import Workspace
 
@@ -77,6 +79,8 @@ class Watcher:
         self._report: JudgeReport | None = None
         self._verdict: JudgeVerdict | None = None
         self._prober: Prober | None = None
+        self._heard: dict[Track, float] = {}
+        """Time of the newest scrape of each track."""
         self._seen = self._last_entry(self._judge) if self._judge is not None else time.time()
 
     def look(self) -> Look:
@@ -274,15 +278,13 @@ class Watcher:
     def _last_entry(self, judge: StepJudge) -> float:
         """Opens the step's trace and replays it; the time of its newest entry, or of the step's beginning."""
         state = self.state
-        layout = self.workspace.layout
-        self._trace = StepTrace(
-            layout.trace(state.model, state.environment, state.began),
-            layout.looks(state.model, state.environment, state.began),
-        )
+        layout, of_step = self.workspace.layout, (state.model, state.environment, state.began)
+        self._trace = StepTrace(layout.trace(*of_step), layout.looks(*of_step))
+        self._trace.judged_by(judge.config, layout.judge_config(*of_step))
         newest = self._trace.replay(judge)
         self._conclude(judge.decided())
-        began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
-        return newest if newest is not None else began
+        self._began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
+        return newest if newest is not None else self._began
 
     def _scrape(self, judge: StepJudge, status: ClusterStatus | None) -> None:
         stable = self.state.stable
@@ -300,21 +302,50 @@ class Watcher:
             logger.warning("no metrics: %s", error.message)
             return
         now = time.time()
-        records = metrics.scrape(targets, tracks, time=now)
+        if self.workspace.settings.prometheus_url is None:
+            records = metrics.scrape(targets, tracks, time=now)
+            self._heard = {}
+        else:
+            records = self._read_stored(targets, tracks, status, now)
         probes = self._probed(tracks, now)
         self._trace.append([*records, *probes])
         for record in (*records, *probes):
             judge.observe(record)
+        self._trace.keep(judge)
         report = judge.look(time.time())
-        needed = {"canary"} if baking(self.state) else {"baseline", "canary"}
-        told = needed <= {record.track for record in records if record.up}
+        needed: set[Track] = {"canary"} if baking(self.state) else {"baseline", "canary"}
+        self._heard |= {record.track: record.time for record in records if record.up}
+        told = needed <= self._heard.keys()
         dead = any(not record.up for record in records)
         # What the gateway says of a server whose own metrics are away is not enough; that a server is dead is no want of metrics.
         if told and (dead or report is None or report.verdict is not Verdict.METRICS_OUTAGE):
-            self._seen = time.time()
+            self._seen = max(self._seen, min(self._heard[track] for track in needed))
         if report is not None:
             self._trace.said(report)
         self._conclude(judge.decided() or report)
+
+    def _read_stored(
+        self, targets: Sequence[metrics.ScrapeTarget], tracks: Mapping[str, Track],
+        status: ClusterStatus, now: float,
+    ) -> list[Scrape]:  # fmt: skip
+        """What Prometheus has stored since the last look, and which servers the cluster knows to be gone: of these Prometheus
+        says nothing."""
+        gone = [
+            Scrape(now, tracks[target.slot], target.instance, up=False)
+            for target in targets
+            if target.url is None and target.cluster is None and target.slot in tracks
+        ]
+        model = status.models.get(self.state.model)
+        try:
+            stored = StoredMetrics(
+                self.workspace.settings, self.state.model, self.state.environment, tracks,
+                route=model.route if model is not None else None,
+            )  # fmt: skip
+            found = stored.new(self._trace.newest, self._began, now)
+        except LockgateError as error:
+            logger.warning("no metrics: %s", error.message)
+            return gone
+        return [*found, *gone]
 
     def _probed(self, tracks: Mapping[str, Track], now: float) -> list[Scrape]:
         """What the quality probe has come to, where the spec asks for one. A driver that takes one look only asks nothing."""

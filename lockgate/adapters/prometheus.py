@@ -3,26 +3,35 @@
 Range vectors are asked for, not stepped ranges: they hold every sample as it was scraped, with the time
 of the scrape, so the judge sees the same numbers as with scrapes of its own. A scrape that failed
 (`up` 0) leaves no line, since Prometheus does not say whether the target was dead or only slow; a
-restart shows in counters that fell and in the process start time.
+restart shows in counters that fell and in the process start time. One without any of the samples that
+matter leaves none either, as with a scrape of one's own.
 """
 
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from lockgate.domain.trace import Histogram, Scrape, Track, proper_histogram, usable
-from lockgate.errors import MetricsError
+from lockgate.errors import MetricsError, UsageError
 
 _ENGINE = "vllm:.*|http_requests_total|process_start_time_seconds"
-_GATEWAY = "envoy_cluster_(upstream_(rq|cx)_[a-z_]+|membership_healthy)"
+_GATEWAY = (
+    "envoy_cluster_(upstream_rq_(total|xx|completed|active|cancelled|rx_reset|tx_reset|timeout|pending_failure_eject)"
+    "|upstream_cx_(connect_fail|connect_timeout|none_healthy)|membership_healthy)"
+)
 _GATEWAY_GAUGES = ("_active", "_healthy")
 _NO_SAMPLES = ("_created", "_info")
-_IRRELEVANT_LABELS = frozenset({"__name__", "engine", "model_name", "envoy_cluster_name"})
+_IRRELEVANT_LABELS = frozenset(
+    {"__name__", "engine", "model_name", "envoy_cluster_name", "namespace", "model", "slot"}
+)
+"""The same on both tracks by design, or what relabelling has made of the instance's or the cluster's name."""
 _LONGEST_QUERY_S = 300.0
 
 
@@ -34,6 +43,8 @@ class PrometheusTarget:
     track: Track
     labels: Mapping[str, str]
     cluster: str | None = None
+    named_by: str = "instance"
+    """The label that instances are told apart by in the trace; `instance` where a target has no such label."""
 
 
 @dataclass
@@ -51,11 +62,22 @@ class PrometheusReader:
     """The scrapes that a Prometheus has stored of both tracks."""
 
     def __init__(
-        self, url: str, targets: Sequence[PrometheusTarget], *, timeout_seconds: float = 10.0
+        self,
+        url: str,
+        targets: Sequence[PrometheusTarget],
+        *,
+        timeout_seconds: float = 10.0,
+        ca: Path | None = None,
+        token: str | None = None,
     ) -> None:
+        """`ca`: PEM file of those who may have signed the server's certificate, in place of the usual ones; `token`: sent as a
+        bearer token."""
         self._url = url.rstrip("/")
+        self._shown = without_credentials(self._url)
         self._targets = targets
         self._timeout = timeout_seconds
+        self._ca = ca
+        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
 
     def read(self, start: float, end: float) -> list[Scrape]:
         """Scrapes made after `start` and until `end` (Unix seconds), in order of time.
@@ -65,7 +87,9 @@ class PrometheusReader:
             with a hole in it decides nothing.
         """
         found: list[Scrape] = []
-        with httpx.Client(timeout=self._timeout, trust_env=False) as client:
+        with httpx.Client(
+            timeout=self._timeout, trust_env=False, verify=self._trusted(), headers=self._headers
+        ) as client:
             begin = start
             while begin < end:
                 until = min(begin + _LONGEST_QUERY_S, end)
@@ -74,22 +98,34 @@ class PrometheusReader:
                 begin = until
         return sorted(found, key=lambda s: (s.time, s.track, s.instance))
 
+    def _trusted(self) -> ssl.SSLContext | bool:
+        if self._ca is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=str(self._ca))
+        except (OSError, ssl.SSLError) as error:
+            raise MetricsError(
+                f"the certificates {self._ca} of Prometheus cannot be read: {error}"
+            ) from error
+
     def _scrapes(
         self, client: httpx.Client, target: PrometheusTarget, start: float, end: float
     ) -> Iterator[Scrape]:
         matchers = [f"{name}={_quoted(value)}" for name, value in target.labels.items()]
         own: dict[str, frozenset[str]] = {}
+        names: dict[str, str] = {}
         scrapes: dict[tuple[str, float], _Samples] = {}
         for labels, values in self._range(client, "up", matchers, start, end):
             instance = labels.get("instance", "")
             own[instance] = frozenset(labels)
+            names[instance] = labels.get(target.named_by) or instance
             for time, up in values:
                 if up == 1.0:
                     scrapes[instance, time] = _Samples()
-        names = _ENGINE if target.cluster is None else _GATEWAY
+        wanted = _ENGINE if target.cluster is None else _GATEWAY
         if target.cluster is not None:
             matchers.append(f"envoy_cluster_name={_quoted(target.cluster)}")
-        named = [f"__name__=~{_quoted(names)}", *matchers]
+        named = [f"__name__=~{_quoted(wanted)}", *matchers]
         for labels, values in self._range(client, "", named, start, end):
             instance = labels.get("instance", "")
             without = _IRRELEVANT_LABELS | own.get(instance, frozenset())
@@ -98,8 +134,13 @@ class PrometheusReader:
                 if scrape is not None:
                     _add(scrape, labels, without, value)
         for (instance, time), samples in scrapes.items():
-            name = instance if target.cluster is None else f"{instance}/{target.cluster}"
-            yield _scrape(samples, time, target.track, name)
+            name = names[instance]
+            found = _scrape(
+                samples, time, target.track,
+                name if target.cluster is None else f"{name}/{target.cluster}",
+            )  # fmt: skip
+            if found.counters or found.histograms or found.gauges or found.invalid:
+                yield found
 
     def _range(
         self, client: httpx.Client, metric: str, matchers: Iterable[str], start: float, end: float
@@ -113,25 +154,33 @@ class PrometheusReader:
             answer: Any = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise MetricsError(
-                f"Prometheus at {self._url} does not answer: {error!r}",
+                f"Prometheus at {self._shown} does not answer: {error!r}",
                 hint="check the URL, and that the server is up",
             ) from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
             said = answer.get("error") if isinstance(answer, dict) else None
             raise MetricsError(
-                f"Prometheus at {self._url} refused the query {query}: "
+                f"Prometheus at {self._shown} refused the query {query}: "
                 f"{said or response.status_code}"
             )
         if answer.get("warnings"):
-            raise MetricsError(f"Prometheus at {self._url} warns: {answer['warnings']}")
+            raise MetricsError(f"Prometheus at {self._shown} warns: {answer['warnings']}")
         try:
             for series in answer["data"]["result"]:
                 values = [(float(at), float(value)) for at, value in series["values"]]
                 yield series["metric"], [(at, value) for at, value in values if start < at <= end]
         except (LookupError, TypeError, ValueError) as error:
             raise MetricsError(
-                f"Prometheus at {self._url} answered in an unknown form: {error!r}"
+                f"Prometheus at {self._shown} answered in an unknown form: {error!r}"
             ) from error
+
+
+def without_credentials(url: str) -> str:
+    """As it may be shown. Raises `UsageError` for what is no URL."""
+    try:
+        return str(httpx.URL(url).copy_with(userinfo=b""))
+    except httpx.InvalidURL as error:
+        raise UsageError(f"the address of Prometheus is no URL: {error}") from error
 
 
 def _quoted(value: str) -> str:

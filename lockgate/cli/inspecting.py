@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,8 @@ import typer
 from lockgate.cli import console
 from lockgate.cli.documents import policy_or_default, read_yaml
 from lockgate.domain.gates import Decision
-from lockgate.errors import EXIT_FAILURE, EXIT_REFUSED, UsageError
+from lockgate.domain.release_state import Slot
+from lockgate.errors import EXIT_FAILURE, EXIT_REFUSED, MetricsError, UsageError
 from lockgate.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -35,14 +38,51 @@ def judge(
     follow: Annotated[
         bool, typer.Option(help="Read standard input; print after every pair of scrapes.")
     ] = False,
-) -> None:
+    prometheus: Annotated[
+        str | None,
+        typer.Option(help="Judge what this Prometheus has stored of `--model`.", metavar="URL"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --prometheus: the model.")] = None,
+    env: Annotated[
+        str | None, typer.Option(help="With --prometheus: environment; the settings' own if not given.")
+    ] = None,
+    canary: Annotated[
+        Slot, typer.Option(help="With --prometheus: the slot that was the canary's.")
+    ] = Slot.B,
+    baseline: Annotated[
+        Slot | None,
+        typer.Option(help="With --prometheus: the slot that it is compared with; the other one if not given."),
+    ] = None,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="With --prometheus: RFC 3339, or Unix seconds.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", help="With --prometheus: likewise; now if not given.")
+    ] = None,
+) -> None:  # fmt: skip
     """Judge canary traces: one JSON line each, when a verdict is reached. Exits 3 if any of them fails."""
     from lockgate.domain.judge import Follower, JudgeConfig, Verdict, judge_lines
 
     settings = read_yaml(config, JudgeConfig) if config is not None else JudgeConfig()
-    if follow == bool(traces):
-        raise UsageError("give trace files, or --follow to read standard input")
+    if [follow, bool(traces), prometheus is not None].count(True) != 1:
+        raise UsageError(
+            "give trace files, or --follow to read standard input, or --prometheus with --model and --from"
+        )
     verdicts = []
+    if prometheus is not None:
+        if model is None or begin is None:
+            raise UsageError("--prometheus needs --model and --from")
+        from lockgate.adapters.prometheus import without_credentials
+
+        if baseline is None:
+            baseline = Slot.A if canary is Slot.B else Slot.B
+        lines = _stored_lines(
+            prometheus, model, env, canary, baseline,
+            _moment(begin), _moment(end) if end is not None else time.time(),
+        )  # fmt: skip
+        stored = judge_lines(lines, settings)
+        verdicts.append(stored.verdict)
+        console.print_json({"trace": without_credentials(prometheus), **stored.to_data()})
     if follow:
         follower = Follower(settings)
         for line in io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"):
@@ -53,8 +93,8 @@ def judge(
     for trace in traces or []:
         try:
             # What is no text is no trace either: the line that it stands on is named.
-            with trace.open(encoding="utf-8", errors="replace") as lines:
-                answer = judge_lines(lines, settings)
+            with trace.open(encoding="utf-8", errors="replace") as kept:
+                answer = judge_lines(kept, settings)
         except OSError as error:
             raise UsageError(f"cannot read {trace}: {error.strerror}") from error
         verdicts.append(answer.verdict)
@@ -63,6 +103,44 @@ def judge(
         raise typer.Exit(EXIT_REFUSED)
     if any(verdict is not Verdict.PASS for verdict in verdicts) or not verdicts:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _stored_lines(
+    url: str, model: str, env: str | None, canary: Slot, baseline: Slot, begin: float, end: float
+) -> list[str]:
+    """The trace of both slots as a Prometheus has it."""
+    from lockgate.domain.trace import to_line
+    from tasks.stored_metrics import StoredMetrics
+
+    if canary is baseline:
+        raise UsageError(f"slot {canary} is compared with itself: give another --baseline")
+    if not begin < end:
+        raise UsageError("--from is not before --to")
+    settings = Settings().model_copy(update={"prometheus_url": url})
+    stored = StoredMetrics(
+        settings, model, env or settings.environment,
+        {baseline.value: "baseline", canary.value: "canary"},
+    )  # fmt: skip
+    found = stored.read(begin, end)
+    if not found:
+        raise MetricsError(
+            f"Prometheus has nothing of slots {baseline} and {canary} of {model} in that time",
+            hint="compare LOCKGATE_PROMETHEUS_SERVERS and LOCKGATE_PROMETHEUS_GATEWAY with its targets' labels",
+        )
+    return [to_line(scrape) for scrape in found]
+
+
+def _moment(text: str) -> float:
+    """Unix seconds of a time with its zone."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no time: RFC 3339, or Unix seconds") from error
+    if moment.tzinfo is None:
+        raise UsageError(f"{text!r} is without a time zone")
+    return moment.timestamp()
 
 
 def scan(

@@ -56,6 +56,7 @@ class Objectives:
     def __init__(
         self, levels: ServiceLevels, *, alpha: float, start: float, block_seconds: float
     ) -> None:
+        self.levels = levels
         self._alpha = alpha
         self._start = start
         self._block = block_seconds

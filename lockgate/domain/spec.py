@@ -136,6 +136,35 @@ class BenchmarkSpec(Frozen):
         return self.margins.get(metric, self.margin)
 
 
+class JudgeMargins(Frozen):
+    """What counts as worse. Latencies and length relative, the others in absolute share (0.005 is half a point)."""
+
+    latency: Annotated[float, Field(gt=0)] = 0.10
+    """Time to first token, inter-token, queue, end to end per output token."""
+    tail: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    """Requests whose first token takes a few times as long as usual."""
+    errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    output_length: Annotated[float, Field(gt=0)] = 0.15
+    finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    probes: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of wrong answers to the quality probe, where the spec has one."""
+
+
+class StepMargins(Frozen):
+    """What differs from the release's margins in one step; what is not given is the release's."""
+
+    latency: Annotated[float, Field(gt=0)] | None = None
+    tail: Annotated[float, Field(gt=0, lt=1)] | None = None
+    errors: Annotated[float, Field(gt=0, lt=1)] | None = None
+    output_length: Annotated[float, Field(gt=0)] | None = None
+    finish_reasons: Annotated[float, Field(gt=0, lt=1)] | None = None
+    probes: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    def on(self, release: JudgeMargins) -> JudgeMargins:
+        """The margins that count in the step."""
+        return release.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class CanaryStep(Frozen):
     """One raise of the canary's weight."""
 
@@ -152,6 +181,8 @@ class CanaryStep(Frozen):
     """A pass is not taken earlier."""
     min_requests: Annotated[int, Field(ge=1)] = 20
     """A pass is not taken before the canary has finished so many. A `header` step counts none."""
+    margins: StepMargins = StepMargins()
+    """Wider or narrower margins of this step: a small step proves less in its time, the last one may have to prove more."""
     max_seconds: Seconds = 600
     """Time budget: without a verdict by then the step ends as insufficient data."""
     approval: bool = False
@@ -162,20 +193,6 @@ class CanaryStep(Frozen):
         if (self.weight > 0) != (self.traffic == "weighted"):
             raise ValueError(f"a {self.traffic} step cannot have weight {self.weight}")
         return self
-
-
-class JudgeMargins(Frozen):
-    """What counts as worse. Latencies and length relative, the others in absolute share (0.005 is half a point)."""
-
-    latency: Annotated[float, Field(gt=0)] = 0.10
-    """Time to first token, inter-token, queue, end to end per output token."""
-    tail: Annotated[float, Field(gt=0, lt=1)] = 0.005
-    """Requests whose first token takes a few times as long as usual."""
-    errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
-    output_length: Annotated[float, Field(gt=0)] = 0.15
-    finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    probes: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of wrong answers to the quality probe, where the spec has one."""
 
 
 class JudgeTuning(Frozen):

@@ -117,6 +117,18 @@ def test_nothing_is_reachable_but_what_serving_and_the_pipeline_need(
         assert tables.reach(objects) == wanted, cloud
 
 
+def test_the_release_flow_reaches_prometheus_where_it_asks_it_and_there_only(
+    tables: ModuleType, kubectl: Path
+) -> None:
+    layout = Layout(("production",), "argocd", "eks")
+    for mtls, port in ((False, 9090), (True, 15008)):
+        without = tables.reach(tables.rendered(layout, kubectl, mtls=mtls))
+        found = tables.reach(tables.rendered(layout, kubectl, mtls=mtls, prometheus=True))
+        assert {k: v for k, v in found.items() if without.get(k) != v} == {
+            ("release", "Prometheus"): (port,)
+        }
+
+
 def test_what_is_scraped_and_what_the_release_flow_reads_is_let_through(
     tables: ModuleType, kubectl: Path
 ) -> None:

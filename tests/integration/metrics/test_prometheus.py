@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +24,9 @@ _EDGES = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]
 class Endpoints:
     """Two engines and their gateway as Prometheus sees them; remembers every page that it served."""
 
-    def __init__(self) -> None:
+    def __init__(self, clusters: Mapping[str, str] | None = None) -> None:
+        """`clusters`: the gateway's name of each track's."""
+        self._clusters = clusters or {track: f"m-{track}" for track in TRACKS}
         self._rng = np.random.default_rng(1)
         self._latencies: dict[str, list[float]] = {t: [] for t in TRACKS}
         self._guard = threading.Lock()
@@ -79,11 +81,11 @@ class Endpoints:
         for track in TRACKS:
             count = len(self._latencies[track])
             lines.append(
-                f'envoy_cluster_upstream_rq_total{{envoy_cluster_name="m-{track}"}} {count}'
+                f'envoy_cluster_upstream_rq_total{{envoy_cluster_name="{self._clusters[track]}"}} {count}'
             )
         lines.append("# TYPE envoy_cluster_membership_healthy gauge")
         lines += [
-            f'envoy_cluster_membership_healthy{{envoy_cluster_name="m-{track}"}} 1'
+            f'envoy_cluster_membership_healthy{{envoy_cluster_name="{self._clusters[track]}"}} 1'
             for track in TRACKS
         ]
         return "\n".join(lines) + "\n"

@@ -78,3 +78,37 @@ def test_what_is_no_trace_is_an_error_that_names_the_line(
     code, lines, err = said(capsys, monkeypatch, str(path))
     assert (code, lines) == (2, [])
     assert "line 1" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--prometheus", "http://127.0.0.1:9"], "--model and --from"),
+        (["--prometheus", "http://127.0.0.1:9", "t.jsonl"], "or --prometheus"),
+        (["--prometheus", "http://127.0.0.1:9", "--model", "m", "--from", "today"], "no time"),
+        (["--prometheus", "http://127.0.0.1:9", "--model", "m", "--from", "2026-11-28T14:00:00"], "time zone"),
+        (["--prometheus", "http://127.0.0.1:9", "--model", "m", "--from", "9", "--to", "9"], "before"),
+        (["--prometheus", "http://127.0.0.1:9", "--model", "m", "--from", "9", "--baseline", "b"], "itself"),
+    ],
+)  # fmt: skip
+def test_what_of_a_prometheus_is_meant_has_to_be_said(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    word: str,
+) -> None:
+    code, lines, err = said(capsys, monkeypatch, *arguments)
+    assert (code, lines) == (2, [])
+    assert word in " ".join(err.split())
+
+
+def test_a_prometheus_that_is_away_gives_no_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, lines, err = said(
+        capsys, monkeypatch, "--prometheus", "http://u:s3cret@127.0.0.1:9", "--model", "m",
+        "--from", "2026-11-28T14:00:00Z", "--to", "2026-11-28T14:01:00+00:00",
+    )  # fmt: skip
+    assert (code, lines) == (1, [])
+    assert "does not answer" in " ".join(err.split())
+    assert "s3cret" not in err

@@ -53,7 +53,7 @@ def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others
                 return None
             if rule["action"] == "replace" and found is not None:
                 labels[rule["targetLabel"]] = found.expand(rule["replacement"].replace("$", "\\"))
-        return {key: labels[key] for key in ("namespace", "model", "slot")}
+        return {key: labels[key] for key in ("namespace", "model", "slot") if key in labels}
 
     def named(service: str) -> str:
         return Settings().gateway_cluster.format(namespace="lockgate-prod", service=service)
@@ -68,6 +68,8 @@ def test_the_gateways_name_of_a_slot_becomes_namespace_model_and_slot_and_others
         "model": "m",
         "slot": "baseline",
     }
+    copies = Settings().gateway_mirror_cluster.format(namespace="lockgate-prod", model="m", rule=0)
+    assert relabelled(copies) == {}, "kept for the release flow, and no slot's"
     for other in ("httproute/lockgate-prod/m/rule/0", named("frontend"), "xds_cluster"):
         assert relabelled(other) is None, other
 

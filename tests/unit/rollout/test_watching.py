@@ -16,7 +16,7 @@ from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.trace import TRACKS, Histogram, Scrape, Track
 from lockgate.errors import ClusterError
-from lockgate.settings import WorkspaceLayout
+from lockgate.settings import Settings, WorkspaceLayout
 from tasks import watching
 from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
@@ -38,8 +38,9 @@ def watched(tmp_path: Path, state: ReleaseState) -> Watcher:
         status=lambda: ClusterStatus.model_construct(models={}), scrape_targets=lambda _: ()
     )
     workspace: Any = SimpleNamespace(
-        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), gitops=Away()
-    )
+        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), gitops=Away(),
+        settings=Settings(),
+    )  # fmt: skip
     return Watcher(workspace, state)
 
 

@@ -1,0 +1,91 @@
+"""A step may be judged by margins of its own; the rest is the release's, and so is alpha."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from lockgate.cli import main
+from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.rollout.transitions import parse_time
+from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins, StepMargins
+from lockgate.settings import WorkspaceLayout
+from tasks import watching
+from tasks.judging import judge_config, step_alpha
+from tests.unit.rollout.test_baking import scrapes
+from tests.unit.rollout.test_watching import watched
+from tests.unit.rollout.world import SPEC, in_bake, in_canary
+
+STEPS = (
+    CanaryStep(weight=25, min_seconds=30, margins=StepMargins(errors=0.2), min_requests=7),
+    CanaryStep(weight=50, min_seconds=30),
+)
+OWN = SPEC.model_copy(update={"steps": STEPS, "margins": JudgeMargins(latency=0.3, errors=0.01)})
+
+
+def test_a_step_takes_its_own_margins_and_the_releases_for_the_rest() -> None:
+    first, second = (judge_config(in_canary(OWN, steps_passed=n).state) for n in (0, 1))
+    assert [c.metrics["gateway_errors"].margin for c in (first, second)] == [0.2, 0.01]
+    assert [c.metrics["ttft"].margin for c in (first, second)] == [0.3, 0.3]
+    assert [c.minimum_requests for c in (first, second)] == [7, 20]
+    assert first.metrics["quality_probe"].margin == second.metrics["quality_probe"].margin == 0.05
+    baked = judge_config(in_bake().state.model_copy(update={"canary": OWN}))
+    assert baked.metrics["gateway_errors"].margin == 0.01
+
+
+def test_margins_of_a_step_change_no_share_of_alpha() -> None:
+    alike = OWN.model_copy(update={"steps": tuple(s.model_copy(update={"margins": StepMargins()}) for s in STEPS)})  # fmt: skip
+    assert step_alpha(OWN) == step_alpha(alike)
+    shares = [judge_config(in_canary(OWN, steps_passed=n).state).alpha for n in (0, 1)]
+    assert sum(shares) + judge_config(in_bake().state.model_copy(update={"canary": OWN})).alpha \
+        == pytest.approx(OWN.alpha)  # fmt: skip
+
+
+@pytest.mark.parametrize("margins", [{"errors": 1.0}, {"latency": 0}, {"ttft": 0.1}])
+def test_a_margin_that_is_none_is_refused(margins: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        CanarySpec.model_validate({"steps": [{"weight": 50, "margins": margins}]})
+
+
+def test_the_same_trace_is_within_one_steps_margin_and_beyond_anothers_and_the_command_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenth of all requests fails: fewer than the first step's margin, more than the second's."""
+
+    def judged(state: ReleaseState, name: str) -> str:
+        assert state.since is not None
+        start = parse_time(state.since).timestamp()
+        pairs = zip(
+            scrapes("baseline", start, 160), scrapes("canary", start, 160, errors=0.1), strict=True
+        )
+        seen = [s for pair in pairs for s in pair]
+        monkeypatch.setattr(watching.metrics, "scrape", lambda *_, **__: seen)
+        clock = SimpleNamespace(time=lambda: start + 159, monotonic=time.monotonic)
+        monkeypatch.setattr(watching, "time", clock)
+        verdict = watched(tmp_path / name, state).look().verdict
+        assert verdict is not None
+        layout = WorkspaceLayout(tmp_path / name)
+        of_step = (state.model, state.environment, state.began)
+        monkeypatch.setattr(
+            sys, "argv",
+            ["lockgate", "judge", "--config", str(layout.judge_config(*of_step)), str(layout.trace(*of_step))],
+        )  # fmt: skip
+        with pytest.raises(SystemExit):
+            main()
+        said = json.loads(capsys.readouterr().out)
+        assert said["verdict"] == verdict.verdict
+        return verdict.verdict
+
+    wide = STEPS[0].model_copy(update={"weight": 50, "judge_latency": False})
+    narrow = wide.model_copy(update={"margins": StepMargins()})
+    words = [
+        judged(in_canary(OWN.model_copy(update={"steps": (step,)})).state, name)
+        for name, step in (("wide", wide), ("narrow", narrow))
+    ]
+    assert words == ["pass", "fail"]
