@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lockgate.domain.judge.bands import QuantileBands
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig, MetricKind
 from lockgate.domain.judge.increments import Increments, Moments, matches
+from lockgate.domain.judge.report import QuantileBand
 from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean, nuisance_grid
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
@@ -39,6 +41,7 @@ class Evidence:
     interval: tuple[float | None, float | None] | None = None
     n_baseline: float = 0.0
     n_canary: float = 0.0
+    quantiles: tuple[QuantileBand, ...] = ()
     detail: str = ""
 
 
@@ -121,6 +124,8 @@ class RatioOfMeans(Evaluator):
         self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._last_end: float | None = None
         self._bound = math.log1p(metric.margin)
+        timed = metric.kind is MetricKind.LATENCY and metric.per_histogram is None
+        self._bands = QuantileBands(metric, config) if timed else None
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -137,6 +142,8 @@ class RatioOfMeans(Evaluator):
         for name, moments in increments.histograms.items():
             if matches(self.histogram, name):
                 self._open[track].add(moments)
+                if self._bands is not None and name in increments.buckets:
+                    self._bands.take(track, increments.buckets[name])
             if self.metric.per_histogram and matches(self.metric.per_histogram, name):
                 self._open_per[track] += moments.total
 
@@ -164,6 +171,8 @@ class RatioOfMeans(Evaluator):
         if self._proof is not self._shift and not self.at_ease:
             self._proof.update(observed, variance, _since(self._proof_end, end))
             self._proof_end = end
+        if self._bands is not None:
+            self._bands.close(end)
         self.evidence.n_baseline += baseline.count
         self.evidence.n_canary += canary.count
         self._open = {t: Moments() for t in TRACKS}
@@ -181,6 +190,8 @@ class RatioOfMeans(Evaluator):
     def discard(self) -> None:
         self._open = {t: Moments() for t in TRACKS}
         self._open_per = dict.fromkeys(TRACKS, 0.0)
+        if self._bands is not None:
+            self._bands.discard()
 
     def describe(self) -> Evidence:
         if self._blocks and self._described_at != self._blocks:
@@ -190,6 +201,8 @@ class RatioOfMeans(Evaluator):
                 finite(math.expm1(float(low))) if math.isfinite(low) else None,
                 finite(math.expm1(min(float(high), 30.0))) if math.isfinite(high) else None,
             )
+            if self._bands is not None:
+                self.evidence.quantiles = self._bands.bands()
             self._described_at = self._blocks
         return self.evidence
 

@@ -293,6 +293,7 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         verdict=verdict,
         estimate=evidence.estimate,
         interval=evidence.interval,
+        quantiles=evidence.quantiles if display else (),
         evidence=_e_value(evidence.log_worse),
         threshold=threshold,
         evidence_within=_e_value(evidence.log_within),
