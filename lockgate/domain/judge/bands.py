@@ -57,11 +57,12 @@ class CdfSequence:
         self._run_below += below
         self._run_count += count
         self._blocks += 1
-        ended = self._blocks % _RUNS == 0
-        self._squares[ended] += _squared(self._run_below[ended], self._run_count[ended])
-        self._runs[ended] += self._run_count[ended] > 0
-        self._run_below[ended] = 0.0
-        self._run_count[ended] = 0.0
+        # the runs that end here are the shortest ones
+        ended = int((self._blocks % _RUNS == 0).sum())
+        self._squares[:ended] += _squared(self._run_below[:ended], self._run_count[:ended])
+        self._runs[:ended] += self._run_count[:ended] > 0
+        self._run_below[:ended] = 0.0
+        self._run_count[:ended] = 0.0
 
     def dispersion(self, declared: float) -> Array:
         """How much more the shares below the bounds vary between runs of blocks than those of independent requests: the
@@ -155,6 +156,7 @@ class QuantileBands:
         self._seen = CdfSequence(0)
         self._first: float | None = None
         self._last = 0.0
+        self._found: tuple[QuantileBand, ...] | None = ()
 
     def take(self, track: Track, buckets: Buckets) -> None:
         """Add one instance's counts to the open block. Other bounds than the first tell of other shares: left out."""
@@ -172,7 +174,7 @@ class QuantileBands:
         below = np.stack([self._open[t] for t in TRACKS]).cumsum(axis=-1)
         self._seen.add(below[:, :-1], below[:, -1])
         self._first = end if self._first is None else self._first
-        self._last = end
+        self._last, self._found = end, None
         self.discard()
 
     def discard(self) -> None:
@@ -181,10 +183,13 @@ class QuantileBands:
 
     def bands(self) -> tuple[QuantileBand, ...]:
         """As they are after the last block; none before the first."""
-        if self._first is None:
-            return ()
+        if self._found is None:
+            self._found = self._make()
+        return self._found
+
+    def _make(self) -> tuple[QuantileBand, ...]:
         bounds = np.array(self._bounds[:-1])
-        elapsed = self._last - self._first
+        elapsed = self._last - (self._last if self._first is None else self._first)
         found = intervals(self._seen, bounds, self._declared, self._drift, elapsed, self._level)
         return tuple(
             QuantileBand(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from lockgate.domain.judge.bands import QuantileBands
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig, MetricKind
 from lockgate.domain.judge.increments import Increments, Moments, matches
+from lockgate.domain.judge.proportion import Counts
 from lockgate.domain.judge.report import QuantileBand
 from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean, nuisance_grid
 from lockgate.domain.trace import TRACKS, Scrape, Track
@@ -41,7 +43,6 @@ class Evidence:
     interval: tuple[float | None, float | None] | None = None
     n_baseline: float = 0.0
     n_canary: float = 0.0
-    quantiles: tuple[QuantileBand, ...] = ()
     detail: str = ""
 
 
@@ -51,6 +52,9 @@ def finite(value: float) -> float | None:
 
 class Evaluator(ABC):
     """Base: which samples it needs, what to take from increments, how to close a block."""
+
+    needs_times = False
+    """Whether it must be told of each increment by itself, with its stretch of time; else of their sum over a block."""
 
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         self.name = name
@@ -81,7 +85,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def take(self, track: Track, increments: Increments) -> None:
-        """Add one instance's increments to the open block."""
+        """Add increments of a track to the open block."""
 
     @abstractmethod
     def close(self, end: float) -> None:
@@ -94,6 +98,14 @@ class Evaluator(ABC):
     def describe(self) -> Evidence:
         """The evidence, with estimate and interval filled in."""
         return self.evidence
+
+    def wanted_interval(self) -> tuple[Counts, float] | None:
+        """Of a difference of shares: the counts and the log threshold that its interval is to be made of."""
+        return None
+
+    def quantiles(self) -> tuple[QuantileBand, ...]:
+        """Of a latency: where its quantiles lie."""
+        return ()
 
     def _raise_to(self, worse: float, within: float) -> None:
         self.evidence.log_worse_now = worse
@@ -194,17 +206,40 @@ class RatioOfMeans(Evaluator):
             self._bands.discard()
 
     def describe(self) -> Evidence:
-        if self._blocks and self._described_at != self._blocks:
-            low, high = self._shift.interval(-math.log(1.0 - self.config.interval_level))
-            self.evidence.estimate = finite(math.expm1(float(self._shift.estimate())))
-            self.evidence.interval = (
-                finite(math.expm1(float(low))) if math.isfinite(low) else None,
-                finite(math.expm1(min(float(high), 30.0))) if math.isfinite(high) else None,
-            )
-            if self._bands is not None:
-                self.evidence.quantiles = self._bands.bands()
-            self._described_at = self._blocks
+        describe_ratios([self])
         return self.evidence
+
+    def wanted_shift(self) -> ShiftEvidence | None:
+        """What estimate and interval are to be made of, where they are not those of the last block."""
+        fresh = self._blocks and self._described_at != self._blocks
+        return self._shift if fresh else None
+
+    def tell(self, estimate: float, low: float, high: float) -> None:
+        """Note estimate and interval, as logs."""
+        self.evidence.estimate = finite(math.expm1(estimate))
+        self.evidence.interval = (
+            finite(math.expm1(low)) if math.isfinite(low) else None,
+            finite(math.expm1(min(high, 30.0))) if math.isfinite(high) else None,
+        )
+        self._described_at = self._blocks
+
+    def quantiles(self) -> tuple[QuantileBand, ...]:
+        return self._bands.bands() if self._bands is not None else ()
+
+
+def describe_ratios(evaluators: Iterable[RatioOfMeans]) -> None:
+    """Estimates and intervals of all of these. Together they cost little more than one."""
+    alike: dict[tuple[float, int], list[tuple[RatioOfMeans, ShiftEvidence]]] = {}
+    for evaluator in evaluators:
+        shift = evaluator.wanted_shift()
+        if shift is not None:
+            key = evaluator.config.interval_level, shift.base.size
+            alike.setdefault(key, []).append((evaluator, shift))
+    for (level, _), several in alike.items():
+        shifts = ShiftEvidence.together([shift for _, shift in several])
+        told = shifts.estimate(), *shifts.interval(-math.log(1.0 - level))
+        for (evaluator, _), row in zip(several, np.stack(told, axis=1).tolist(), strict=True):
+            evaluator.tell(*row)
 
 
 def evidence_grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:

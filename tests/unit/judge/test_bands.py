@@ -65,7 +65,7 @@ def quantiles_of(canary: Server, name: str) -> dict[float, tuple[float | None, f
     judge = Judge(JudgeConfig(step_start=0.0, drift_sd=0.0))
     for line in trace(Server(rate=3.0), canary, 120, 1):
         judge.observe(parse_line(line))
-    report = judge.look()
+    report = judge.look(quantiles=True)
     assert JudgeReport.model_validate(report.to_data()) == report
     return {band.quantile: band.ratio for band in metric(report, name).quantiles}
 
