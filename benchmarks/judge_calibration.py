@@ -23,6 +23,7 @@ import numpy as np
 from scipy.stats import beta
 
 from benchmarks import judge_oracle
+from benchmarks.judge_bands import missed
 from benchmarks.judge_families import (
     FAMILIES,
     ITL_SIGMA,
@@ -213,6 +214,11 @@ def steady(traces: int) -> dict[str, Any]:
     return out
 
 
+def bands(family: str, setting: Setting, traces: int) -> dict[str, float]:
+    """How often the displayed bands of quantiles miss."""
+    return missed(family, setting, traces, CONFIG, _rng(family, "bands", setting.seconds))
+
+
 def counts() -> dict[str, float]:
     """Mean seconds of an SPRT for the simulated regressions of shares, with all of alpha and with the
     metric's share of it."""
@@ -257,6 +263,10 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
             for name in names:
                 if part in given.parts and name not in known:
                     yield (part, family, name), power, (family, name, setting, traces)
+        for name, setting in (("short", SETTING), ("long", LONG)):
+            if "bands" in given.parts and name not in data.get("bands", {}).get(family, {}):
+                arguments = family, setting, given.bands_traces
+                yield ("bands", family, name), bands, arguments
         if "oracle" in given.parts and family not in data.get("oracle", {}):
             yield ("oracle", family), oracle, (family, given.oracle_traces)
     rate = _measured(data)
@@ -297,15 +307,17 @@ def main() -> None:
     parser.add_argument(
         "--tail-traces", type=int, default=10_000, help="with the tail at its margin"
     )
+    parser.add_argument("--long-tail-traces", type=int, default=4_000, help="the same of 1800 s")
     parser.add_argument(
         "--lasting-traces", type=int, default=400, help="of 1800 s, with a regression"
     )
     parser.add_argument("--power-traces", type=int, default=1_000)
     parser.add_argument("--peer-traces", type=int, default=1_000)
     parser.add_argument("--oracle-traces", type=int, default=400)
+    parser.add_argument("--bands-traces", type=int, default=1_000)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--long-families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parts = ["false", "power", "oracle", "peers", "steady", "lasting", "long"]
+    parts = ["false", "power", "oracle", "peers", "steady", "lasting", "long", "bands"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this; go on later")

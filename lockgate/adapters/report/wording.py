@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from lockgate.adapters.report.model import Interval
-from lockgate.domain.judge import DEFAULT_METRICS, MetricKind, MetricVerdict
+from lockgate.domain.judge import DEFAULT_METRICS, MetricKind, MetricVerdict, QuantileBand
 
 MISSING = "–"
 _RELATIVE = (MetricKind.LATENCY, MetricKind.SIZE)
@@ -71,6 +71,18 @@ class MetricWords:
     interval: str
     margin: str
     bar: EffectBar | None
+    quantiles: tuple[str, ...] = ()
+    """Of latencies: where median and 95th percentile lie, in seconds."""
+
+
+def quantile_words(band: QuantileBand) -> str:
+    """`p95: stable 0.2 to 0.5 s, canary 0.5 to 2.5 s, 1 to 12.5 times as long`; an open end is infinite."""
+    stable, canary, ratio = (
+        f"{number(low or 0.0)} to {'∞' if high is None else number(high)}"
+        for low, high in (band.baseline, band.canary, band.ratio)
+    )
+    name = f"p{100 * band.quantile:g}"
+    return f"{name}: stable {stable} s, canary {canary} s, {ratio} times as long"
 
 
 def metric_words(metric: MetricVerdict) -> MetricWords:
@@ -87,6 +99,7 @@ def metric_words(metric: MetricVerdict) -> MetricWords:
         bar=effect_bar(
             metric.estimate, metric.interval, metric.margin, two_sided=kind in _TWO_SIDED
         ),
+        quantiles=tuple(quantile_words(band) for band in metric.quantiles),
     )
 
 

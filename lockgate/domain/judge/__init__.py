@@ -13,7 +13,7 @@ from lockgate.domain.judge.config import (
     PassRule,
 )
 from lockgate.domain.judge.judge import Follower, Judge, follow, judge_lines, read_trace
-from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
+from lockgate.domain.judge.report import JudgeReport, MetricVerdict, QuantileBand, Verdict
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -26,6 +26,7 @@ __all__ = [
     "MetricKind",
     "MetricVerdict",
     "PassRule",
+    "QuantileBand",
     "Verdict",
     "follow",
     "judge_lines",

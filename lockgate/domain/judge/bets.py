@@ -14,6 +14,7 @@ judges one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -58,25 +59,48 @@ class Bets:
     bound: float
     _known: dict[tuple[float, float], Array] = field(default_factory=dict)
 
-    def odds(self, trials: Array) -> Array:
+    def odds(self, trials: Sequence[Sequence[float]]) -> Array:
         """What each pair of shares wins (log) by an event and a non-event on the baseline, and on the canary,
-        in blocks with these trials (baseline's and canary's, a row a block): (blocks, 4, pairs)."""
+        in blocks with these trials (baseline's and canary's, one a block): (blocks, 4, pairs)."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
-        keys = [(float(nb), float(nc)) for nb, nc in trials]
+        keys = [(nb, nc) for nb, nc in trials]
         new = [key for key in keys if key not in self._known]
         if new:
-            nb, nc = np.array(new).T[..., None]
-            null_b = nearest_share(nb * self.baseline, nb, nc * self.canary, nc, self.bound)
-            null_c = null_b + self.bound
-            logs = (
-                np.log(self.baseline / null_b),
-                np.log((1 - self.baseline) / (1 - null_b)),
-                np.log(self.canary / null_c),
-                np.log((1 - self.canary) / (1 - null_c)),
-            )
-            self._known.update(zip(new, np.stack(logs, axis=1), strict=True))
+            self._learn((self,), new)
+        if len(keys) == 1:
+            return self._known[keys[0]][None]
         return np.stack([self._known[key] for key in keys])
+
+    @staticmethod
+    def _learn(several: Sequence[Bets], trials: Sequence[tuple[float, float]]) -> None:
+        nb, nc = np.array(trials).T[..., None]
+        baseline, canary, bound = (
+            np.concatenate(parts)
+            for parts in zip(
+                *((b.baseline, b.canary, np.full(b.canary.size, b.bound)) for b in several),
+                strict=True,
+            )
+        )
+        null_b = nearest_share(nb * baseline, nb, nc * canary, nc, bound)
+        null_c = null_b + bound
+        logs = np.empty((len(trials), 4, baseline.size))
+        np.log(baseline / null_b, out=logs[:, 0])
+        np.log((1 - baseline) / (1 - null_b), out=logs[:, 1])
+        np.log(canary / null_c, out=logs[:, 2])
+        np.log((1 - canary) / (1 - null_c), out=logs[:, 3])
+        begin = 0
+        for bets in several:
+            own = logs[..., begin : begin + bets.canary.size]
+            bets._known.update(zip(trials, own, strict=True))
+            begin += bets.canary.size
+
+    @staticmethod
+    def prepare(several: Sequence[Bets], baseline: float, canary: float) -> None:
+        """Let all of these know the odds of a block with so many trials: dearer one after the other."""
+        trials = float(baseline), float(canary)
+        if min(trials) > 0 and all(trials not in bets._known for bets in several):
+            Bets._learn(several, [trials])
 
 
 def _bets(baseline: Array, canary: Array, weight: Array, bound: float) -> Bets:
@@ -128,20 +152,24 @@ class ShareEvidence:
         compared (the caller joins such a block with the next)."""
         kb_, nb_, kc_, nc_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc))
         both = (nb_ > 0) & (nc_ > 0)
-        sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
-        if (sizes == sizes[0]).all():
-            pairs, where = sizes[:1], np.zeros(sizes.shape[0], dtype=np.int64)
+        if both.ndim == 0:
+            if not both:
+                return
+            odds = self.bets.odds([(float(nb_), float(nc_))])[0]
         else:
-            pairs, where = np.unique(sizes, axis=0, return_inverse=True)
-        odds = self.bets.odds(pairs)[where.reshape(both.shape)]
-        event_b, other_b, event_c, other_c = (odds[..., i, :] for i in range(4))
+            sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
+            if (sizes == sizes[0]).all():
+                odds = self.bets.odds(sizes[:1].tolist())[0]
+            else:
+                pairs, where = np.unique(sizes, axis=0, return_inverse=True)
+                odds = self.bets.odds(pairs.tolist())[where.reshape(both.shape)]
         won = (
-            kb_[..., None] * event_b
-            + (nb_ - kb_)[..., None] * other_b
-            + kc_[..., None] * event_c
-            + (nc_ - kc_)[..., None] * other_c
+            kb_[..., None] * odds[..., 0, :]
+            + (nb_ - kb_)[..., None] * odds[..., 1, :]
+            + kc_[..., None] * odds[..., 2, :]
+            + (nc_ - kc_)[..., None] * odds[..., 3, :]
         )
-        self.won += np.where(both[..., None], won, 0.0)
+        self.won += won if both.all() else np.where(both[..., None], won, 0.0)
 
     def log_e(self, dispersion: ArrayLike = 1.0) -> Array:
         """Log e-value. What was won counts 1 / dispersion: a power below one of a bet is a smaller bet."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from lockgate.domain.judge.bands import QuantileBands
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig, MetricKind
 from lockgate.domain.judge.increments import Increments, Moments, matches
+from lockgate.domain.judge.proportion import Counts
+from lockgate.domain.judge.report import QuantileBand
 from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean, nuisance_grid
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
@@ -49,6 +53,9 @@ def finite(value: float) -> float | None:
 class Evaluator(ABC):
     """Base: which samples it needs, what to take from increments, how to close a block."""
 
+    needs_times = False
+    """Whether it must be told of each increment by itself, with its stretch of time; else of their sum over a block."""
+
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         self.name = name
         self.metric = metric
@@ -78,7 +85,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def take(self, track: Track, increments: Increments) -> None:
-        """Add one instance's increments to the open block."""
+        """Add increments of a track to the open block."""
 
     @abstractmethod
     def close(self, end: float) -> None:
@@ -91,6 +98,14 @@ class Evaluator(ABC):
     def describe(self) -> Evidence:
         """The evidence, with estimate and interval filled in."""
         return self.evidence
+
+    def wanted_interval(self) -> tuple[Counts, float] | None:
+        """Of a difference of shares: the counts and the log threshold that its interval is to be made of."""
+        return None
+
+    def quantiles(self) -> tuple[QuantileBand, ...]:
+        """Of a latency: where its quantiles lie."""
+        return ()
 
     def _raise_to(self, worse: float, within: float) -> None:
         self.evidence.log_worse_now = worse
@@ -121,6 +136,8 @@ class RatioOfMeans(Evaluator):
         self._scatter: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._last_end: float | None = None
         self._bound = math.log1p(metric.margin)
+        timed = metric.kind is MetricKind.LATENCY and metric.per_histogram is None
+        self._bands = QuantileBands(metric, config) if timed else None
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -137,6 +154,8 @@ class RatioOfMeans(Evaluator):
         for name, moments in increments.histograms.items():
             if matches(self.histogram, name):
                 self._open[track].add(moments)
+                if self._bands is not None and name in increments.buckets:
+                    self._bands.take(track, increments.buckets[name])
             if self.metric.per_histogram and matches(self.metric.per_histogram, name):
                 self._open_per[track] += moments.total
 
@@ -164,6 +183,8 @@ class RatioOfMeans(Evaluator):
         if self._proof is not self._shift and not self.at_ease:
             self._proof.update(observed, variance, _since(self._proof_end, end))
             self._proof_end = end
+        if self._bands is not None:
+            self._bands.close(end)
         self.evidence.n_baseline += baseline.count
         self.evidence.n_canary += canary.count
         self._open = {t: Moments() for t in TRACKS}
@@ -181,17 +202,44 @@ class RatioOfMeans(Evaluator):
     def discard(self) -> None:
         self._open = {t: Moments() for t in TRACKS}
         self._open_per = dict.fromkeys(TRACKS, 0.0)
+        if self._bands is not None:
+            self._bands.discard()
 
     def describe(self) -> Evidence:
-        if self._blocks and self._described_at != self._blocks:
-            low, high = self._shift.interval(-math.log(1.0 - self.config.interval_level))
-            self.evidence.estimate = finite(math.expm1(float(self._shift.estimate())))
-            self.evidence.interval = (
-                finite(math.expm1(float(low))) if math.isfinite(low) else None,
-                finite(math.expm1(min(float(high), 30.0))) if math.isfinite(high) else None,
-            )
-            self._described_at = self._blocks
+        describe_ratios([self])
         return self.evidence
+
+    def wanted_shift(self) -> ShiftEvidence | None:
+        """What estimate and interval are to be made of, where they are not those of the last block."""
+        fresh = self._blocks and self._described_at != self._blocks
+        return self._shift if fresh else None
+
+    def tell(self, estimate: float, low: float, high: float) -> None:
+        """Note estimate and interval, as logs."""
+        self.evidence.estimate = finite(math.expm1(estimate))
+        self.evidence.interval = (
+            finite(math.expm1(low)) if math.isfinite(low) else None,
+            finite(math.expm1(min(high, 30.0))) if math.isfinite(high) else None,
+        )
+        self._described_at = self._blocks
+
+    def quantiles(self) -> tuple[QuantileBand, ...]:
+        return self._bands.bands() if self._bands is not None else ()
+
+
+def describe_ratios(evaluators: Iterable[RatioOfMeans]) -> None:
+    """Estimates and intervals of all of these. Together they cost little more than one."""
+    alike: dict[tuple[float, int], list[tuple[RatioOfMeans, ShiftEvidence]]] = {}
+    for evaluator in evaluators:
+        shift = evaluator.wanted_shift()
+        if shift is not None:
+            key = evaluator.config.interval_level, shift.base.size
+            alike.setdefault(key, []).append((evaluator, shift))
+    for (level, _), several in alike.items():
+        shifts = ShiftEvidence.together([shift for _, shift in several])
+        told = shifts.estimate(), *shifts.interval(-math.log(1.0 - level))
+        for (evaluator, _), row in zip(several, np.stack(told, axis=1).tolist(), strict=True):
+            evaluator.tell(*row)
 
 
 def evidence_grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:

@@ -61,26 +61,34 @@ class Moments:
         return max(self.count * self.square_sum / self.mean_sum**2 - 1.0, 0.0)
 
 
+@lru_cache(maxsize=256)
+def _inside(bounds: tuple[float, ...]) -> NDArray[np.float64]:
+    """Of values spread evenly over each closed bucket: the mean, the mean square, the least and the most; and the least of
+    the open one."""
+    high = np.array(bounds)
+    low = np.concatenate([[0.0], high[:-1]])
+    a, b = low[:-1], high[:-1]
+    rows = np.stack([(a + b) / 2, (a**2 + a * b + b**2) / 3, a, b])
+    return np.concatenate([rows, [[0.0], [0.0], [low[-1]], [0.0]]], axis=1)
+
+
 def moments_of(bounds: tuple[float, ...], counts: np.ndarray, total: float) -> Moments:
     """Moments of one histogram increment. The sum is exact; where it contradicts the buckets (a
     scrape taken between two updates, a lying endpoint) it is brought within what they allow."""
     n = float(counts.sum())
     if n <= 0:
         return Moments()
-    high = np.array(bounds)
-    low = np.concatenate([[0.0], high[:-1]])
-    open_end = counts[-1]
-    closed = counts[:-1]
-    inner = float(np.sum(closed * (low[:-1] + high[:-1]) / 2))
-    square = float(np.sum(closed * (low[:-1] ** 2 + low[:-1] * high[:-1] + high[:-1] ** 2) / 3))
-    least = float(np.sum(counts * low))
+    inside = _inside(bounds)
+    low = inside[2]
+    inner, square, least, most = (inside @ counts).tolist()
+    open_end = float(counts[-1])
     if open_end > 0:
-        tail = max((total - inner) / open_end, low[-1])
+        tail = max((total - inner) / open_end, float(low[-1]))
         inner += open_end * tail
         square += open_end * tail**2
         exact = max(total, least)
     else:
-        exact = min(max(total, least), float(np.sum(closed * high[:-1])))
+        exact = min(max(total, least), most)
     return Moments(n, exact, inner, square)
 
 
@@ -107,11 +115,32 @@ class Increments:
     served: float = 0.0
     """Seconds of it that an engine is known to have been up."""
 
+    def alike(self, other: Increments) -> bool:
+        """Whether the two can be added up: no histogram of both has other bounds in one of them."""
+        return all(
+            name not in self.buckets or self.buckets[name].le == buckets.le
+            for name, buckets in other.buckets.items()
+        )
+
+    def add(self, other: Increments) -> None:
+        """Count what the other counts, too. Of when it happened nothing is kept."""
+        for name, value in other.counters.items():
+            self.counters[name] = self.counters.get(name, 0.0) + value
+        for name, moments in other.histograms.items():
+            self.histograms.setdefault(name, Moments()).add(moments)
+        for name, buckets in other.buckets.items():
+            before = self.buckets.get(name)
+            counts = buckets.counts if before is None else before.counts + buckets.counts
+            self.buckets[name] = Buckets(buckets.le, counts)
+        self.served += other.served
+
 
 @dataclass
 class _Instance:
     counters: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    per_bucket: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """The same histograms' counts in each bucket."""
     started: float | None = None
     time: float | None = None
     unread: set[str] = field(default_factory=set)
@@ -158,14 +187,14 @@ class IncrementReader:
             last.counters[name] = value
         for name, histogram in scrape.histograms.items():
             previous = last.histograms.get(name)
-            counts = _per_bucket(histogram)
+            whole = counts = _per_bucket(histogram)
             total = histogram.sum
             if previous is not None:
                 if (
                     previous.le == histogram.le
                     and previous.cumulative[-1] <= histogram.cumulative[-1]
                 ):
-                    step = counts - _per_bucket(previous)
+                    step = counts - last.per_bucket[name]
                     fell = bool((step < 0).any()) or histogram.sum < previous.sum * (1 - 1e-9)
                 else:
                     step, fell = counts, True
@@ -176,7 +205,7 @@ class IncrementReader:
             if not first and counts.sum() > 0 and name not in last.unread:
                 out.histograms[name] = moments_of(histogram.le, counts, total)
                 out.buckets[name] = Buckets(histogram.le, counts)
-            last.histograms[name] = histogram
+            last.histograms[name], last.per_bucket[name] = histogram, whole
         known = {*last.counters, *last.histograms}
         last.unread = {*last.unread, *scrape.invalid} - known
         last.time = scrape.time
@@ -185,4 +214,9 @@ class IncrementReader:
 
 def select_counters(selectors: tuple[str, ...], counters: Mapping[str, float]) -> float:
     """Sum of all counters that match any selector."""
-    return sum(v for name, v in counters.items() if any(matches(s, name) for s in selectors))
+    return sum([v for name, v in counters.items() if _selected(selectors, name)])
+
+
+@lru_cache(maxsize=16384)
+def _selected(selectors: tuple[str, ...], sample: str) -> bool:
+    return any(matches(selector, sample) for selector in selectors)

@@ -138,7 +138,8 @@ class Judge:
 
     def _take(self, track: Track, increments: Increments) -> None:
         for evaluator in self._evaluators.values():
-            evaluator.take(track, increments)
+            if not evaluator.needs_times:
+                evaluator.take(track, increments)
         self._finished[track] += select_counters(
             ("vllm:request_success_total",), increments.counters
         )
@@ -170,8 +171,19 @@ class Judge:
         return self._moments[-1] - self._moments[0] if self._moments else -math.inf
 
     def _close(self, end: float) -> None:
+        # added up first: there are many evaluators, and what is in one block is one to most of them
+        sums: dict[Track, list[Increments]] = {t: [Increments()] for t in TRACKS}
         for track, increments in self._stretches.drain(end):
-            if not self._absences.covers(increments):
+            if self._absences.covers(increments):
+                continue
+            for evaluator in self._evaluators.values():
+                if evaluator.needs_times:
+                    evaluator.take(track, increments)
+            if not sums[track][-1].alike(increments):
+                sums[track].append(Increments())
+            sums[track][-1].add(increments)
+        for track, several in sums.items():
+            for increments in several:
                 self._take(track, increments)
         load = self._standing(end).load
         for evaluator in self._evaluators.values():
@@ -231,11 +243,11 @@ class Judge:
             return None
         return self.look()
 
-    def look(self, now: float | None = None) -> JudgeReport:
+    def look(self, now: float | None = None, *, quantiles: bool = False) -> JudgeReport:
         """The verdict on what was observed; `now` (trace clock) defaults to the latest record.
 
         Anytime-valid: it may be asked after every scrape. `now` matters only to outages and the
-        time budget.
+        time budget. A report that decides has the bands of quantiles; others have them if asked.
         """
         moment = now if now is not None else self._now
         if moment is None:
@@ -244,7 +256,7 @@ class Judge:
             )
         # decisions fall at the ends of blocks and at incidents only, whoever looks and when
         latest = moment if self._now is None else max(moment, self._now)
-        return self._decision.report(self._standing(latest))
+        return self._decision.report(self._standing(latest), quantiles=quantiles)
 
 
 def _evaluator(name: str, metric: MetricConfig, config: JudgeConfig) -> Evaluator | None:
@@ -291,7 +303,7 @@ def judge_lines(lines: Iterable[str], config: JudgeConfig) -> JudgeReport:
         report = judge.decided()
         if report is not None:
             return report
-    return judge.look()
+    return judge.look(quantiles=True)
 
 
 class Follower:

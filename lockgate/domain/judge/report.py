@@ -21,6 +21,21 @@ class Verdict(StrEnum):
         return self in (Verdict.PASS, Verdict.FAIL)
 
 
+Interval = tuple[float | None, float | None]
+"""None at an end that is not bounded."""
+
+
+class QuantileBand(Frozen):
+    """Where a quantile of a latency lies on both tracks: time-uniform, to the resolution of the histogram's buckets."""
+
+    quantile: float
+    baseline: Interval
+    """Seconds."""
+    canary: Interval
+    ratio: Interval
+    """The canary's quantile over the baseline's."""
+
+
 class MetricVerdict(Frozen):
     """One metric's share in the verdict."""
 
@@ -29,8 +44,10 @@ class MetricVerdict(Frozen):
     estimate: float | None = None
     """Relative change (latency, size: 0.25 = 25% more) or difference of shares (0.01 = one point).
     For `mix` the largest change of a category; for crashes their number; None without data."""
-    interval: tuple[float | None, float | None] | None = None
+    interval: Interval | None = None
     """Time-uniform confidence interval of the estimate; None at an end that is not bounded."""
+    quantiles: tuple[QuantileBand, ...] = ()
+    """Of a latency: median and 95th percentile. For people to look at; nothing is decided by them."""
     evidence: float = 1.0
     """e-value against "no worse than the margin", the largest so far: fails at `threshold`."""
     threshold: float | None = None

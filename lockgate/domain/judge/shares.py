@@ -4,46 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockgate.domain.judge import proportion
-from lockgate.domain.judge.bets import ShareEvidence, bets_within, bets_worse
+from lockgate.domain.judge.bets import Bets, ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
 from lockgate.domain.judge.evaluators import Evaluator, Evidence, finite, log_mean_exp
 from lockgate.domain.judge.increments import Increments, matches, select_counters
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
+Array = NDArray[np.float64]
 
-@dataclass
+
 class _ShareHistory:
     """Events and trials of one pair of tracks, block by block, for the over-dispersion."""
 
-    events: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
-    trials: dict[Track, list[float]] = field(default_factory=lambda: {t: [] for t in TRACKS})
-    sums: dict[Track, tuple[float, float]] = field(
-        default_factory=lambda: dict.fromkeys(TRACKS, (0.0, 0.0))
-    )
-    """Events and trials of all blocks. Kept up, since a step may have very many."""
-    _measured: tuple[int, float] = (-1, 1.0)
+    def __init__(self) -> None:
+        self.blocks = 0
+        self._table = np.zeros((2, len(TRACKS), 64))
+        """Events and trials of both tracks; room for more blocks than there are."""
+        self.sums: dict[Track, tuple[float, float]] = dict.fromkeys(TRACKS, (0.0, 0.0))
+        """Events and trials of all blocks. Kept up, since a step may have very many."""
+        self._measured = -1, 1.0
 
-    def add(self, track: Track, events: float, trials: float) -> None:
-        # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
-        trials = max(trials, events)
-        self.events[track].append(events)
-        self.trials[track].append(trials)
-        k, n = self.sums[track]
-        self.sums[track] = k + events, n + trials
+    @property
+    def events(self) -> Array:
+        """(tracks, blocks)."""
+        return self._table[0, :, : self.blocks]
+
+    @property
+    def trials(self) -> Array:
+        """(tracks, blocks)."""
+        return self._table[1, :, : self.blocks]
+
+    def add(self, events: Mapping[Track, float], trials: Mapping[Track, float]) -> None:
+        """A block."""
+        if self.blocks == self._table.shape[-1]:
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=-1)
+        for i, track in enumerate(TRACKS):
+            k = events[track]
+            # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
+            n = max(trials[track], k)
+            self._table[:, i, self.blocks] = k, n
+            before = self.sums[track]
+            self.sums[track] = before[0] + k, before[1] + n
+        self.blocks += 1
 
     def skip(self) -> None:
         """A block in which a track had no trials; its counts go to the next."""
-        for track in TRACKS:
-            self.add(track, 0.0, 0.0)
+        self.add(_NOTHING, _NOTHING)
 
     def latest(self) -> proportion.Counts:
         """The last block."""
-        (kb, nb), (kc, nc) = ((self.events[t][-1], self.trials[t][-1]) for t in TRACKS)
+        (kb, kc), (nb, nc) = self._table[:, :, self.blocks - 1].tolist()
         return proportion.Counts(kb, nb, kc, nc)
 
     def counts(self) -> proportion.Counts:
@@ -52,13 +67,17 @@ class _ShareHistory:
 
     def dispersion(self) -> float:
         """The larger of both tracks'."""
-        blocks = len(self.events["canary"])
-        if self._measured[0] != blocks:
-            told = [t for t in TRACKS if not proportion.too_rare(*self.sums[t])]
-            events, trials = ([part[t] for t in told] for part in (self.events, self.trials))
-            value = float(proportion.dispersion(events, trials).max()) if told else 1.0
-            self._measured = blocks, value
+        if self._measured[0] != self.blocks:
+            told = [i for i, t in enumerate(TRACKS) if not proportion.too_rare(*self.sums[t])]
+            value = 1.0
+            if told:
+                events, trials = self.events[told], self.trials[told]
+                value = float(proportion.dispersion(events, trials).max())
+            self._measured = self.blocks, value
         return self._measured[1]
+
+
+_NOTHING: Mapping[Track, float] = dict.fromkeys(TRACKS, 0.0)
 
 
 class ShareDifference(Evaluator):
@@ -93,10 +112,9 @@ class ShareDifference(Evaluator):
         if any(max(block) <= 0 for block in self._open.values()):
             self._history.skip()
             return
-        for track in TRACKS:
-            events, trials = self._open[track]
-            self._history.add(track, events, trials)
-            self._open[track] = [0.0, 0.0]
+        events, trials = ({t: self._open[t][i] for t in TRACKS} for i in range(2))
+        self._history.add(events, trials)
+        self._open = {t: [0.0, 0.0] for t in TRACKS}
         self._blocks += 1
         counts = self._history.counts()
         self.evidence.n_baseline, self.evidence.n_canary = (
@@ -104,8 +122,10 @@ class ShareDifference(Evaluator):
             counts.canary_trials,
         )
         block = self._history.latest()
-        self._worse.update(*self._counted(block).arrays)
-        self._within.update(*block.arrays)
+        bets = self._worse.bets, self._within.bets
+        Bets.prepare(bets, block.baseline_trials, block.canary_trials)
+        self._worse.update(*self._counted(block).four)
+        self._within.update(*block.four)
         spread = self._spread()
         self._raise_to(float(self._worse.log_e(spread)), float(self._within.log_e(spread)))
 
@@ -120,15 +140,21 @@ class ShareDifference(Evaluator):
         """The dispersion that is paid for."""
         return self._history.dispersion()
 
+    def wanted_interval(self) -> tuple[proportion.Counts, float] | None:
+        counts = self._history.counts()
+        if (
+            self._described_at == self._blocks
+            or min(counts.baseline_trials, counts.canary_trials) <= 0
+        ):
+            return None
+        return counts.scaled(self._spread()), -math.log(1.0 - self.config.interval_level)
+
     def describe(self) -> Evidence:
         if self._described_at != self._blocks:
-            counts = self._history.counts()
+            counts, wanted = self._history.counts(), self.wanted_interval()
             self.evidence.estimate = finite(counts.difference)
-            if self.evidence.estimate is not None:
-                self.evidence.interval = proportion.difference_interval(
-                    counts.scaled(self._spread()),
-                    -math.log(1.0 - self.config.interval_level),
-                )
+            if wanted is not None:
+                self.evidence.interval = proportion.difference_interval(*wanted)
             self.evidence.detail = (
                 f"{counts.canary_events:.0f} of {counts.canary_trials:.0f}{self._what()} on the "
                 f"canary, {counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
@@ -169,13 +195,12 @@ class CategoryMix(Evaluator):
             for history in self._history.values():
                 history.skip()
             return
-        for track in TRACKS:
-            trials = sum(self._open[track].values())
-            for category, history in self._history.items():
-                history.add(track, self._open[track][category], trials)
-            self._open[track] = dict.fromkeys(self.metric.categories, 0.0)
+        trials = {t: sum(self._open[t].values()) for t in TRACKS}
+        for category, history in self._history.items():
+            history.add({t: self._open[t][category] for t in TRACKS}, trials)
+        self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
         self._blocks += 1
-        kb, nb, kc, nc = np.array([h.latest().arrays for h in self._history.values()]).T
+        kb, nb, kc, nc = np.array([h.latest().four for h in self._history.values()]).T
         # a smaller share of a category is a larger share of all others
         up_and_down = (
             np.stack([kb, nb - kb]),
@@ -184,6 +209,7 @@ class CategoryMix(Evaluator):
             np.stack([nc, nc]),
         )
         spread = np.array([h.dispersion() for h in self._history.values()])
+        Bets.prepare((self._worse.bets, self._within.bets), nb[0], nc[0])
         for evidence in (self._worse, self._within):
             evidence.update(*up_and_down)
         worse = self._worse.log_e(spread).ravel().tolist()
@@ -198,20 +224,30 @@ class CategoryMix(Evaluator):
     def discard(self) -> None:
         self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
 
+    def _largest(self) -> str:
+        def change(category: str) -> float:
+            difference = self._history[category].counts().difference
+            return 0.0 if math.isnan(difference) else abs(difference)
+
+        return max(self._history, key=change)
+
+    def wanted_interval(self) -> tuple[proportion.Counts, float] | None:
+        if self._described_at == self._blocks or not self._blocks:
+            return None
+        history = self._history[self._largest()]
+        counts = history.counts()
+        if min(counts.baseline_trials, counts.canary_trials) <= 0:
+            return None
+        level = (1.0 - self.config.interval_level) / len(self._history)
+        return counts.scaled(history.dispersion()), -math.log(level)
+
     def describe(self) -> Evidence:
         if self._described_at != self._blocks and self._blocks:
-            largest = max(
-                self._history,
-                key=lambda c: abs(np.nan_to_num(self._history[c].counts().difference)),
-            )
-            history = self._history[largest]
-            counts = history.counts()
+            largest, wanted = self._largest(), self.wanted_interval()
+            counts = self._history[largest].counts()
             self.evidence.estimate = finite(counts.difference)
-            if self.evidence.estimate is not None:
-                self.evidence.interval = proportion.difference_interval(
-                    counts.scaled(history.dispersion()),
-                    -math.log((1.0 - self.config.interval_level) / len(self._history)),
-                )
+            if wanted is not None:
+                self.evidence.interval = proportion.difference_interval(*wanted)
             self.evidence.detail = (
                 f"largest change: `{largest}`, {counts.canary_events:.0f} of "
                 f"{counts.canary_trials:.0f} on the canary, {counts.baseline_events:.0f} of "
@@ -221,6 +257,9 @@ class CategoryMix(Evaluator):
         return self.evidence
 
 
+_CANARY = TRACKS.index("canary")
+
+
 class SplitShare(ShareDifference):
     """SPLIT: the canary's share of requests against the committed weight, less the probes.
 
@@ -228,6 +267,8 @@ class SplitShare(ShareDifference):
     compared only up to a time that both have been scraped at, with increments that reach beyond it
     split in proportion.
     """
+
+    needs_times = True
 
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
@@ -263,13 +304,14 @@ class SplitShare(ShareDifference):
         trials = {t: max(self._drain(t, until), 0.0) for t in TRACKS}
         if sum(trials.values()) <= 0 or self.config.canary_weight is None:
             return
-        self._history.add("canary", trials["canary"], sum(trials.values()))
+        both = sum(trials.values())
+        self._history.add(
+            {"baseline": 0.0, "canary": trials["canary"]}, {"baseline": 0.0, "canary": both}
+        )
         self._blocks += 1
         canary, total = self._totals()
         spread = float(
-            proportion.dispersion(
-                np.array(self._history.events["canary"]), np.array(self._history.trials["canary"])
-            )
+            proportion.dispersion(self._history.events[_CANARY], self._history.trials[_CANARY])
         )
         self.evidence.n_canary, self.evidence.n_baseline = canary, total - canary
         worse = proportion.log_e_split(
@@ -279,6 +321,9 @@ class SplitShare(ShareDifference):
 
     def _totals(self) -> tuple[float, float]:
         return self._history.sums["canary"]
+
+    def wanted_interval(self) -> None:
+        return None
 
     def describe(self) -> Evidence:
         canary, total = self._totals()

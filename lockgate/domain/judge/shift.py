@@ -29,6 +29,7 @@ code that judges one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,9 @@ _EFFECTS_WORSE: Array = np.array([0.08, 0.18, 0.35, 0.6, 1.0, 1.7, 3.2])
 _EFFECT_WEIGHTS: Array = np.array([0.1, 0.14, 0.2, 0.24, 0.16, 0.1, 0.06])
 
 _EFFECTS_WIDE: Array = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
-"""Shifts to either side of no difference that the interval's mixture is made of."""
+_EFFECTS_EITHER: Array = np.concatenate([-_EFFECTS_WIDE[::-1], [0.0], _EFFECTS_WIDE])
+_EVEN: Array = np.full(_EFFECTS_EITHER.size, 1.0 / _EFFECTS_EITHER.size)
+"""Shifts to either side of no difference that the interval's mixture is made of, and their weights."""
 
 _DISPERSIONS = (0.7, 1.4, 3.0, 6.5, 14.0, 30.0)
 _DISPERSION_SURPRISE = 1.0
@@ -146,14 +149,21 @@ def log_mean(
     return value, variance
 
 
-def _logsumexp(x: Array, axis: int | tuple[int, ...]) -> Array:
-    top = np.max(x, axis=axis, keepdims=True)
-    out: Array = np.squeeze(top, axis=axis) + np.log(np.sum(np.exp(x - top), axis=axis))
+def _logsumexp(x: Array) -> Array:
+    """Over the last axis."""
+    top = x.max(axis=-1)
+    out: Array = top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
     return out
+
+
+def _powers(shifts: Array) -> Array:
+    """What base, score and information are multiplied with at each shift."""
+    return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
 
 
 _FINE = 41
 """Points at which the ends of an interval are looked for."""
+_LINE: Array = np.linspace(0.0, 1.0, _FINE)
 
 
 class ShiftEvidence:
@@ -204,8 +214,10 @@ class ShiftEvidence:
         self._drift_y, self._drift_one, self._drift_var = drifts
 
     def _log_mixture(self, shifts: Array, weights: Array) -> Array:
-        parts = np.stack([self.base + self.grid.log_alternative, self.score, self.info], axis=-1)
-        per = parts @ np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
+        parts = np.empty((*self.base.shape, 3))
+        np.add(self.base, self.grid.log_alternative, out=parts[..., 0])
+        parts[..., 1], parts[..., 2] = self.score, self.info
+        per = parts @ _powers(shifts)
         per += np.log(weights)
         top = per.max(axis=(-2, -1), keepdims=True)
         per -= top
@@ -216,9 +228,9 @@ class ShiftEvidence:
         """Log likelihood of the null: at each nuisance the best shift in [low, high]."""
         with np.errstate(invalid="ignore", divide="ignore"):
             peak = np.where(self.info > 0, self.score / self.info, 0.0)
-        at = np.clip(peak, low, high)
+        at = np.minimum(np.maximum(peak, low), high)
         value = self.base + self.score * at - 0.5 * self.info * at**2 + self.grid.log_null
-        return _logsumexp(value, axis=-1)
+        return _logsumexp(value)
 
     def log_e_above(self, bound: float) -> Array:
         """Log e-value against "the shift is at most ``bound``"."""
@@ -246,6 +258,19 @@ class ShiftEvidence:
             -np.inf, bound
         )
 
+    @classmethod
+    def together(cls, several: Sequence[ShiftEvidence]) -> ShiftEvidence:
+        """Those of one observation each, with grids of one size, as one: to be described, not to be updated."""
+        grids = [one.grid for one in several]
+        fields = ("dispersion", "drift_var", "corr_s", "log_alternative", "log_null")
+        grid = NuisanceGrid(*(np.stack([getattr(g, name) for g in grids]) for name in fields))
+        out = cls.__new__(cls)
+        out.grid, out._drifts = grid, bool(grid.drift_var.any())
+        out.base, out.score, out.info = (
+            np.stack([getattr(one, name) for one in several]) for name in ("base", "score", "info")
+        )
+        return out
+
     def estimate(self) -> Array:
         """The most likely shift under the most likely nuisance (NaN before any block)."""
         peak, height = self._peaks()
@@ -262,24 +287,20 @@ class ShiftEvidence:
     def interval(self, log_threshold: float) -> tuple[Array, Array]:
         """Time-uniform confidence interval: the shifts whose log e-value is below the threshold
         (found on a grid, outwards)."""
-        shifts = np.concatenate([-_EFFECTS_WIDE[::-1], [0.0], _EFFECTS_WIDE])
-        weights = np.full(shifts.size, 1.0 / shifts.size)
-        floor = self._log_mixture(shifts, weights) - log_threshold
+        floor = self._log_mixture(_EFFECTS_EITHER, _EVEN) - log_threshold
         peak, height = self._peaks()
         # outside of every nuisance's own range, with room for all of them adding up, nothing is in
         with np.errstate(invalid="ignore", divide="ignore"):
-            room = height - floor[..., None] + math.log(self.grid.dispersion.size)
+            room = height - floor[..., None] + math.log(self.base.shape[-1])
             half = np.sqrt(np.where(room > 0, 2.0 * room / self.info, np.nan))
         blank = ~(self.info > 0).any(axis=-1)
         low = np.where(np.isnan(half), np.inf, peak - half).min(axis=-1)
         high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
         low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
-        at = low[..., None] + (high - low)[..., None] * np.linspace(0.0, 1.0, _FINE)
-        value = (self.base + self.grid.log_null)[..., None, :] + (
-            self.score[..., None, :] * at[..., None]
-            - 0.5 * self.info[..., None, :] * at[..., None] ** 2
-        )
-        inside = _logsumexp(value, axis=-1) > floor[..., None]
+        at = low[..., None] + (high - low)[..., None] * _LINE
+        lines = np.stack([np.ones_like(at), at, -0.5 * at**2], axis=-1)
+        parts = np.stack([self.base + self.grid.log_null, self.score, self.info], axis=-2)
+        inside = _logsumexp(lines @ parts) > floor[..., None]
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
         last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
         lo = np.take_along_axis(at, first[..., None], axis=-1)[..., 0]

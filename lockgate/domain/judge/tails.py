@@ -118,11 +118,8 @@ class TailShare(ShareDifference):
 
     def _spread(self) -> float:
         if self._spread_at[0] != self._blocks:
-            parts = [
-                dispersion_of_spells(self._history.events[t], self._history.trials[t])
-                for t in TRACKS
-            ]
-            self._spread_at = self._blocks, float(max(parts))
+            spread = dispersion_of_spells(self._history.events, self._history.trials)
+            self._spread_at = self._blocks, float(spread.max())
         return self._spread_at[1]
 
     def _what(self) -> str:

@@ -15,8 +15,9 @@ from lockgate.domain.judge.config import (
     MetricKind,
     PassRule,
 )
-from lockgate.domain.judge.evaluators import Evaluator
+from lockgate.domain.judge.evaluators import Evaluator, RatioOfMeans, describe_ratios
 from lockgate.domain.judge.health import HealthWatch
+from lockgate.domain.judge.proportion import difference_intervals
 from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
 from lockgate.domain.trace import TRACKS, Track
 
@@ -88,12 +89,15 @@ class Decision:
     failed: tuple[str, ...] = ()
     pass_at: float | None = None
 
-    def report(self, standing: Standing) -> JudgeReport:
-        """The whole answer at the moment of `standing`."""
+    def report(self, standing: Standing, *, quantiles: bool = False) -> JudgeReport:
+        """The whole answer at the moment of `standing`. With the bands of quantiles where `quantiles`, and where it is an
+        answer to rest on."""
         standing = replace(standing, failed=self.failed)
         metrics = tuple(metric_verdicts(standing))
         verdict, reasons = _whole(standing, self, metrics)
         decided = {Verdict.FAIL: self.fail_at, Verdict.PASS: self.pass_at}.get(verdict)
+        if quantiles or verdict.decisive or standing.elapsed > standing.config.time_budget_s:
+            metrics = tuple(_with_quantiles(standing, metric) for metric in metrics)
         return JudgeReport(
             verdict=verdict,
             decided_at=decided,
@@ -103,6 +107,12 @@ class Decision:
             futile=not verdict.decisive and standing.elapsed > standing.config.time_budget_s,
             metrics=metrics,
         )
+
+
+def _with_quantiles(standing: Standing, metric: MetricVerdict) -> MetricVerdict:
+    evaluator = standing.evaluators.get(metric.name)
+    bands = evaluator.quantiles() if evaluator is not None else ()
+    return metric.model_copy(update={"quantiles": bands}) if bands else metric
 
 
 def decide(standing: Standing, before: Decision) -> Decision:
@@ -167,6 +177,8 @@ def _fails_whole(standing: Standing, metric: MetricVerdict) -> bool:
 
 def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricVerdict]:
     """Each metric's verdict. `display` false leaves out estimates and intervals (cheaper)."""
+    if display:
+        _describe_together(standing.evaluators.values())
     out: list[MetricVerdict] = []
     for name, metric in standing.config.metrics.items():
         if metric.kind is MetricKind.CRASH:
@@ -181,6 +193,13 @@ def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricV
             )
             out.append(_blank(name, metric, why))
     return out
+
+
+def _describe_together(evaluators: Iterable[Evaluator]) -> None:
+    """Make the intervals of all metrics at once, which costs much less than one after the other."""
+    describe_ratios(e for e in evaluators if isinstance(e, RatioOfMeans))
+    wanted = [asked for e in evaluators if (asked := e.wanted_interval()) is not None]
+    difference_intervals(wanted)
 
 
 def _blank(name: str, metric: MetricConfig, reason: str) -> MetricVerdict:
