@@ -38,6 +38,7 @@ from serving.manifests import render
 from tasks.approving import asked_again, somebody_decided
 from tasks.events import tell_transition
 from tasks.judging import newest_entry
+from tasks.promotion_requests import attend
 from tasks.retries import TRANSIENT
 from tasks.steps import step
 from tasks.watching import Watcher
@@ -94,6 +95,7 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
     if state.phase in TERMINAL_PHASES:
         return None
     workspace = Workspace.current()
+    attend(workspace, state)
     if _just_looked_at(workspace, state) and not somebody_decided(workspace, state):
         return None
     watcher = Watcher(workspace, state)
