@@ -168,6 +168,12 @@ class PushRejected(GitError):
     advice = "run it again; if it goes on, look for another writer of the branch"
 
 
+class ForgeError(LockgateError):
+    """The host of pull requests does not answer, refuses, or answers nonsense: nothing is decided by that."""
+
+    advice = "check `forge` in policy.yaml, LOCKGATE_FORGE_TOKEN and the host; signed approvals need none of them"
+
+
 class DeliveryError(LockgateError):
     """A webhook delivery could not be kept, or not be handed over to Prefect."""
 

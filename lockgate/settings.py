@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     policy_branch: str | None = None
     """Branch of the remote that `policy.yaml` and `approvers` are read from, which this identity cannot write. None:
     `branch`, whose host has to keep this identity from these two paths then."""
+    forge_token: SecretStr | None = None
+    """Of the policy's `forge`, for promotion pull requests: may read and open them in the GitOps repository, and merges none."""
+    forge_token_file: Path | None = None
+    """File that holds it, as a secret store mounts it; a line end at its end is not part of it."""
     cluster: Literal["local", "kubernetes"] = "local"
     """What serves: the embedded cluster, or the Kubernetes cluster of KUBECONFIG (in a pod: its own)."""
     environment: str = "local"

@@ -58,6 +58,7 @@ POLICY: tuple[tuple[str, type[BaseModel]], ...] = (
     ("signing", policy.SigningPolicy),
     ("signing.provenance", policy.ProvenancePolicy),
     ("approvals.ENVIRONMENT", policy.ApprovalRule),
+    ("forge", policy.ForgePolicy),
     ("waivers[]", policy.Waiver),
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from lockgate.adapters import ssh_signatures
@@ -10,15 +12,20 @@ from lockgate.domain import gitops
 from lockgate.domain.approval import (
     ApprovalRequest,
     Approver,
+    Flaw,
+    PullRecord,
+    Refusal,
     Verify,
     Weighed,
     approval_request,
     read_approvers,
     weigh,
+    weigh_pull,
 )
+from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout import Approval, Look, Observation, Rejection
-from lockgate.errors import LockgateError
+from lockgate.errors import GitError, LockgateError
 from tasks.workspace import Workspace
 
 logger = logging.getLogger("lockgate.release")
@@ -41,11 +48,108 @@ def listed_approvers(workspace: Workspace) -> tuple[Approver, ...]:
 
 
 def weigh_decisions(workspace: Workspace, request: ApprovalRequest) -> Weighed:
-    """The decisions on this request as of the last sync, each verified just now."""
+    """The decisions on this request as of the last sync, each verified just now; what a pull request decided is asked of its
+    forge again."""
     place = gitops.approvals_directory(request.model, request.environment, request.content_digest())
     files = workspace.gitops.files(place)
     now = datetime.now(UTC)
-    return weigh(files, request, listed_approvers(workspace) if files else (), now, verify_at(now))
+    found = weigh(files, request, listed_approvers(workspace) if files else (), now, verify_at(now))
+    return _with_merge(workspace, found, now)
+
+
+def pull_record(workspace: Workspace, request: ApprovalRequest) -> PullRecord | None:
+    """What Git has of the request's promotion pull request, as of the last sync; None where there is none that can be read."""
+    path = gitops.pull_record_path(request.model, request.environment, request.content_digest())
+    text = workspace.gitops.read_text(path)
+    return read_pull_record(text) if text is not None else None
+
+
+def read_pull_record(text: str) -> PullRecord | None:
+    """None for what is no record."""
+    try:
+        return PullRecord.model_validate(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _with_merge(workspace: Workspace, found: Weighed, now: datetime) -> Weighed:
+    request = found.request
+    policy = workspace.gitops.read_policy()
+    record = pull_record(workspace, request)
+    if policy.forge is None or not policy.approval_rule(request.environment).merge_counts:
+        return found
+    if record is None:
+        return found
+    if record.said.state == "open":
+        path = gitops.request_path(request.model, request.environment, request.content_digest())
+        landed = workspace.request_branches.holds(path)
+        what = "the request was pushed to the protected branch without a merge of its pull request"
+        return _refusing(found, record, Flaw.FORGED, what) if landed else found
+    # Git's record is for the audit: anybody who can push could have written it.
+    try:
+        said = workspace.forge(policy.forge).look(record.said.number)
+    except LockgateError as error:
+        if record.said.state == "closed":
+            raise  # it may be a rejection: nothing goes on before that is known
+        logger.warning("the merge of %s does not count yet: %s", record.place, error.message)
+        return found
+    if said != record.said:
+        what = f"Git has another word of it than {record.forge}, which says: {said.state}"
+        return _refusing(found, record, Flaw.FORGED, what)
+    return weigh_recorded(workspace, record, policy, found, listed_approvers(workspace), now)
+
+
+def weigh_recorded(
+    workspace: Workspace,
+    record: PullRecord,
+    policy: Policy,
+    found: Weighed,
+    approvers: Sequence[Approver],
+    now: datetime,
+) -> Weighed:
+    """`found`, with what the record says, under this policy: that the protected branch has the merge is looked up in Git."""
+    request, forge = record.request, policy.forge
+    named = forge is not None and (forge.kind, forge.repository) == (
+        record.forge,
+        record.repository,
+    )
+    if not named or not policy.approval_rule(request.environment).merge_counts:
+        what = f"the policy counts no merges in {record.repository} for {request.environment}"
+        return _refusing(found, record, Flaw.SIGNATURES_ONLY, what)
+    branches = workspace.request_branches
+    path = gitops.request_path(request.model, request.environment, request.content_digest())
+    landed = record.said.landed is not None and branches.has_landed(
+        record.said.landed, path, request_text(request)
+    )
+    return weigh_pull(record, found, approvers, now, base=branches.protected, landed=landed)
+
+
+def merge_as_it_counted(
+    workspace: Workspace,
+    record: PullRecord,
+    found: Weighed,
+    approvers: Sequence[Approver],
+    now: datetime,
+) -> Weighed:
+    """`found`, with what the record says, from Git alone: under the policy that the protected branch had at the merge."""
+    repository, landed = workspace.gitops, record.said.landed
+    try:
+        text = repository.text_at(landed, gitops.POLICY) if landed is not None else None
+    except GitError:
+        text = None  # Git does not have that commit: it will not be found to have landed
+    policy = gitops.load_policy(text) if text is not None else repository.read_policy()
+    return weigh_recorded(workspace, record, policy, found, approvers, now)
+
+
+def request_text(request: ApprovalRequest) -> str:
+    """The file that a promotion pull request brings."""
+    return json.dumps(request.to_data(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _refusing(found: Weighed, record: PullRecord, flaw: Flaw, message: str) -> Weighed:
+    by = record.said.by.login if record.said.by is not None else "nobody known"
+    refusal = Refusal(flaw=flaw, by=by, place=record.place, message=message)
+    return found.model_copy(update={"refusals": (*found.refusals, refusal)})
 
 
 def verify_at(moment: datetime) -> Verify:

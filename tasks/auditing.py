@@ -20,11 +20,13 @@ from lockgate.domain.approval import (
     Decision,
     Flaw,
     LiftRequest,
+    Presented,
+    PullRecord,
+    Weighed,
     approval_request,
     weigh,
     weigh_one,
 )
-from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.policy import ApprovalRule
@@ -32,68 +34,17 @@ from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout import TransitionKind
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.errors import GitError, LockgateError, UsageError
-from tasks.approving import listed_approvers, verify_at
+from tasks.approving import (
+    listed_approvers,
+    merge_as_it_counted,
+    read_pull_record,
+    verify_at,
+)
+from tasks.audited import Audit, AuditedCommit, Problem
 from tasks.workspace import Workspace
 
 CARRYING_OUT = timedelta(minutes=5)
 """The longest that a commit takes, once its driver has read the approvals."""
-
-
-class Problem(Frozen):
-    """Something in the history that does not hold."""
-
-    kind: str
-    """A decision's flaw by name, or `approval_missing`, `unsigned_lift`, `changed_by_hand`, `out_of_order`,
-    `decision_removed`, `verdict_changed`, `unreadable`."""
-    message: str
-
-
-class AuditedCommit(Frozen):
-    """One commit: who did what, when, on what evidence."""
-
-    commit: str
-    at: str
-    environment: str
-    author: str
-    who: str
-    """Whoever approved, decided or asked for it; else the commit's author."""
-    did: str
-    """The commit's subject."""
-    kind: str
-    """The transition, or `approve`, `reject`, `lift`, or `other`."""
-    release: str | None = None
-    candidate: str | None = None
-    evidence: str | None = None
-    verdict: str | None = None
-    verified: tuple[str, ...] = ()
-    """Decisions in this commit, or that it rests on, whose signatures are good: `approve by NAME`."""
-    problems: tuple[Problem, ...] = ()
-
-
-class Audit(Frozen):
-    """Of one model."""
-
-    model: str
-    commits: tuple[AuditedCommit, ...]
-    """Oldest first."""
-
-    @property
-    def problems(self) -> list[tuple[AuditedCommit, Problem]]:
-        return [(commit, problem) for commit in self.commits for problem in commit.problems]
-
-    def as_text(self) -> Iterator[str]:
-        for row in self.commits:
-            yield f"{row.at} {row.commit[:10]} {row.did}"
-            told = [("by", row.who), ("candidate", row.candidate), ("evidence", row.evidence),
-                    ("verdict", row.verdict), ("verified", ", ".join(row.verified))]  # fmt: skip
-            for label, text in told:
-                if text:
-                    yield f"    {label:10} {text}"
-            for problem in row.problems:
-                yield f"    PROBLEM    {problem.kind}: {problem.message}"
-        count = len(self.problems)
-        decisions = sum(len(row.verified) for row in self.commits)
-        yield f"{len(self.commits)} commits, {decisions} decisions verified, {count} problems"
 
 
 def audit_model(workspace: Workspace, model: str, environment: str | None) -> Audit:
@@ -137,7 +88,9 @@ class _Auditor:
         environment: str,
         approvers: Sequence[Approver],
     ) -> None:
-        self.repository = workspace.gitops
+        self.workspace, self.repository = workspace, workspace.gitops
+        self.told: list[str] = []
+        """Of the commit that is looked at."""
         self.model, self.environment = model, environment
         self.approvers = approvers
         self.before = ReleaseState(model=model, environment=environment)
@@ -148,6 +101,7 @@ class _Auditor:
         for entry, touched in self.repository.landed(self.model, self.environment):
             self.now = max(self.now, datetime.fromisoformat(entry.at))
             verified: list[str] = []
+            self.told = []
             problems = list(self._problems(entry, touched, verified))
             yield AuditedCommit(
                 commit=entry.commit,
@@ -165,6 +119,7 @@ class _Auditor:
                 evidence=entry.trailers.get("Evidence"),
                 verdict=entry.verdict,
                 verified=tuple(verified),
+                told=tuple(self.told),
                 problems=tuple(problems),
             )
 
@@ -180,12 +135,14 @@ class _Auditor:
             if entry.transition is None and self._is_own(path):
                 yield Problem(kind="changed_by_hand", message=f"{path}, by {entry.author}")
         for path in touched.removed:
-            if self._place(path) is not None:
+            if self._place(path) is not None or self._is_pull(path):
                 yield Problem(kind="decision_removed", message=path)
         for path in touched.written:
             yield from self._verdict(entry, path)
             if self._place(path) is not None:
                 yield from self._decision(entry, path, state, verified)
+            elif self._is_pull(path):
+                yield from self._pull(entry, path, state)
         if entry.transition is not None:
             yield from self._transition(entry, touched, state, verified)
         self.before = state
@@ -202,6 +159,9 @@ class _Auditor:
         if not place.is_relative_to(self.directory / "approvals"):
             return None
         return place.parent.name
+
+    def _is_pull(self, path: str) -> bool:
+        return PurePosixPath(path).parent == self.directory / "pulls"
 
     def _verdict(self, entry: HistoryEntry, path: str) -> Iterator[Problem]:
         """A judge's report is the one whose digest names it."""
@@ -240,6 +200,25 @@ class _Auditor:
             )
             return
         verified.append(f"{decision.word} by {decision.by}")
+
+    def _pull(self, entry: HistoryEntry, path: str, state: ReleaseState) -> Iterator[Problem]:
+        """The record of a pull request that this commit brought: what its end came to, as far as Git can tell."""
+        record = read_pull_record(self.repository.text_at(entry.commit, path) or "")
+        if record is None:
+            yield Problem(kind=Flaw.MALFORMED, message=f"{path} holds no record of a pull request")
+            return
+        request = record.request
+        fits = request.content_digest().hex == PurePosixPath(path).stem
+        if not fits or not self._waited(entry.commit, state, request):
+            yield Problem(kind=Flaw.REPLAYED, message=f"{record.place} is not of what waited then")
+            return
+        found = merge_as_it_counted(
+            self.workspace, record, Weighed(request=request), self.approvers, self.now
+        )
+        words = [*found.approved, *((found.rejected,) if found.rejected is not None else ())]
+        self.told += [_told(presented, record) for presented in words]
+        for refusal in found.refusals if not words else ():
+            yield Problem(kind=refusal.flaw, message=str(refusal))
 
     def _waited(
         self, commit: str, state: ReleaseState, request: ApprovalRequest | LiftRequest
@@ -302,7 +281,10 @@ class _Auditor:
             yield missing(f"steps {', '.join(map(str, steps))} were taken at once")
             return
         files = self.repository.files(place, entry.commit)
+        path = gitops.pull_record_path(self.model, self.environment, Digest(named))
+        record = read_pull_record(self.repository.text_at(entry.commit, path) or "")
         requests = [r for r in map(_request_in, files.values()) if r is not None]
+        requests += [record.request] if record is not None else []
         request = next((r for r in requests if r.content_digest() == named), None)
         if not isinstance(request, ApprovalRequest):
             yield missing("there is no decision on the request that the commit names")
@@ -311,22 +293,30 @@ class _Auditor:
         if self._request_at(entry.commit, self.before, request) != request:
             yield missing("what was approved is not what was raised")
             return
-        found = weigh(
-            files, request, self.approvers, self._carried_out(request), verify_at(self.now)
-        )
+        at = self._carried_out(request)
+        found = weigh(files, request, self.approvers, at, verify_at(self.now))
+        if record is not None:
+            found = merge_as_it_counted(self.workspace, record, found, self.approvers, at)
         if not found.enough or found.rejected is not None:
             flaws = "; ".join(str(refusal) for refusal in found.refusals)
             yield missing(f"{len(found.names)} of {request.needed} approvals count ({flaws})")
             return
         if entry.approved_by != ", ".join(found.names):
             yield missing(f"approved by {', '.join(found.names)}, not by {entry.approved_by}")
-        verified += [f"approved by {name}" for name in found.names]
+        verified += [f"approved by {y.decision.by}" for y in found.approved if y.told_by is None]
+        if record is not None:
+            self.told += [_told(y, record) for y in found.approved if y.told_by is not None]
 
     def _carried_out(self, request: ApprovalRequest) -> datetime:
         """When a driver looked at the approvals that this commit rests on: a little before it landed."""
         expires = parse_time(request.expires)
         late = expires <= self.now <= expires + CARRYING_OUT
         return expires - timedelta(milliseconds=1) if late else self.now
+
+
+def _told(presented: Presented, record: PullRecord) -> str:
+    decision = presented.decision
+    return f"{decision.word} by {decision.by}: {record.forge}'s word on {record.said.url}"
 
 
 def _signed_steps(before: ReleaseState, after: ReleaseState, kind: str | None) -> list[int]:

@@ -37,6 +37,7 @@ from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
 from tasks.approving import asked_again, somebody_decided
 from tasks.events import tell_transition
+from tasks.promotion_requests import attend
 from tasks.retries import TRANSIENT
 from tasks.step_trace import newest_entry
 from tasks.steps import step
@@ -94,6 +95,7 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
     if state.phase in TERMINAL_PHASES:
         return None
     workspace = Workspace.current()
+    attend(workspace, state)
     if _just_looked_at(workspace, state) and not somebody_decided(workspace, state):
         return None
     watcher = Watcher(workspace, state)

@@ -8,8 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from lockgate import environments
-from lockgate.adapters.git import GitOpsRepository, Layout, lay_down, template_directory
+from lockgate.adapters.forges import open_forge
+from lockgate.adapters.git import (
+    GitOpsRepository,
+    Layout,
+    RequestBranches,
+    lay_down,
+    template_directory,
+)
 from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, SyncWebhook
 from lockgate.adapters.oci import ImageStore, open_store
 from lockgate.adapters.oci.package import pull_model, snapshot_of
@@ -22,9 +31,10 @@ from lockgate.adapters.signing import (
     Signer,
     generate_key,
 )
+from lockgate.domain.approval import Forge
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
-from lockgate.domain.policy import ImageScanPolicy, Policy, SigningPolicy
+from lockgate.domain.policy import ForgePolicy, ImageScanPolicy, Policy, SigningPolicy
 from lockgate.domain.steps import StoredModel
 from lockgate.errors import UsageError
 from lockgate.settings import Settings, WorkspaceLayout
@@ -68,6 +78,27 @@ class Workspace:
             signing_key=self.settings.commit_signing_key,
             policy_branch=self.settings.policy_branch,
         )  # fmt: skip
+
+    @cached_property
+    def request_branches(self) -> RequestBranches:
+        """What promotion pull requests come from, and whether they have landed."""
+        settings = self.settings
+        return RequestBranches(
+            settings.git_remote, self.layout.checkout("requests"),
+            settings.policy_branch or settings.branch, signing_key=settings.commit_signing_key,
+        )  # fmt: skip
+
+    def forge(self, policy: ForgePolicy) -> Forge:
+        """The host of pull requests that the policy names. Raises `UsageError` without a token."""
+        token = _secret(
+            self.settings.forge_token, self.settings.forge_token_file, "LOCKGATE_FORGE_TOKEN"
+        )
+        if not token:
+            raise UsageError(
+                f"the policy's forge ({policy.kind}) cannot be asked without a token",
+                hint="set LOCKGATE_FORGE_TOKEN or LOCKGATE_FORGE_TOKEN_FILE",
+            )
+        return open_forge(policy, token)
 
     @cached_property
     def kubectl(self) -> Path:
@@ -174,17 +205,22 @@ class Workspace:
 
 def _passphrase(settings: Settings) -> str | None:
     """The signing key's, from the environment or a file. Raises `UsageError`."""
-    if settings.signing_key_passphrase is not None:
-        return settings.signing_key_passphrase.get_secret_value()
-    path = settings.signing_key_passphrase_file
+    return _secret(
+        settings.signing_key_passphrase, settings.signing_key_passphrase_file,
+        "LOCKGATE_SIGNING_KEY_PASSPHRASE",
+    )  # fmt: skip
+
+
+def _secret(value: SecretStr | None, path: Path | None, name: str) -> str | None:
+    if value is not None:
+        return value.get_secret_value()
     if path is None:
         return None
     try:
         return path.read_text().removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"the passphrase file {path} cannot be read: {error}",
-            hint="check LOCKGATE_SIGNING_KEY_PASSPHRASE_FILE",
+            f"the file {path} of {name}_FILE cannot be read: {error}", hint=f"check {name}_FILE"
         ) from error
 
 

@@ -67,6 +67,16 @@ def decision_path(model: str, environment: str, request: Digest, signer: str) ->
     return approvals_directory(model, environment, request) / f"{signer}.json"
 
 
+def pull_record_path(model: str, environment: str, request: Digest) -> PurePosixPath:
+    """Where the record of a request's promotion pull request is."""
+    return environment_directory(model, environment) / "pulls" / f"{request.hex}.json"
+
+
+def request_path(model: str, environment: str, request: Digest) -> PurePosixPath:
+    """Where a promotion pull request puts its request, on the protected branch."""
+    return PurePosixPath("requests", model, environment, f"{request.hex}.json")
+
+
 def model_of_state_path(path: str) -> tuple[str, str] | None:
     """`(model, environment)` of a state's path, None for any other path."""
     parts = PurePosixPath(path).parts

@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lockgate.domain.base import Frozen
 from lockgate.domain.digests import Digest
@@ -150,6 +150,19 @@ class ApprovalRule(Frozen):
     """Roles (as in `approvers`) of which each approver has to have one; empty: whoever is listed."""
     valid_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0
     """Hours from the question on in which it may be answered."""
+    merge_counts: bool = False
+    """Whether the promotion pull request is opened, and its merge approves by the word of `forge` on who merged and who approved
+    it there. false: signatures alone count."""
+
+
+class ForgePolicy(Frozen):
+    """Where promotion pull requests are opened, and whose word on them is taken. Its token is LOCKGATE_FORGE_TOKEN."""
+
+    kind: Literal["github", "gitlab"]
+    repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)+$")]
+    """`owner/name` of the GitOps repository; at GitLab with all groups."""
+    url: str | None = None
+    """GitHub: the API, `https://HOST/api/v3` of an own server. GitLab: the server. None: github.com, gitlab.com."""
 
 
 class Policy(Frozen):
@@ -165,11 +178,19 @@ class Policy(Frozen):
     raise, not of what serves already."""
     approvals: dict[str, ApprovalRule] = Field(default_factory=dict)
     """Rules for approvals by environment; one that is not named has the defaults."""
+    forge: ForgePolicy | None = None
+    """Where promotion pull requests are opened, for the environments with `merge_counts`."""
     rescan_findings: Literal["hold", "report"] = "hold"
     """What follows where the weekly re-scan finds something new in what serves. `hold`: a release of that candidate that is
     under way is held besides, so that nothing raises it any further. Neither rolls anything back."""
     waivers: tuple[Waiver, ...] = ()
     """Findings that are accepted, each in exactly these bytes and until a day."""
+
+    @model_validator(mode="after")
+    def _merges_are_told_by_somebody(self) -> Policy:
+        if self.forge is None and any(rule.merge_counts for rule in self.approvals.values()):
+            raise ValueError("`merge_counts` needs `forge`: whose word on merges counts")
+        return self
 
     def approval_rule(self, environment: str) -> ApprovalRule:
         return self.approvals.get(environment, ApprovalRule())

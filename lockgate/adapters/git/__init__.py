@@ -5,6 +5,7 @@ from lockgate.adapters.git.layout import EMBEDDED, Admission, Agent, Cloud, Layo
 from lockgate.adapters.git.log import Touched
 from lockgate.adapters.git.process import Author
 from lockgate.adapters.git.repository import GitOpsRepository
+from lockgate.adapters.git.request_branches import RequestBranches
 from lockgate.adapters.git.template import LaidDown, lay_down, template_directory
 from lockgate.adapters.git.tracks import read_tracks
 
@@ -22,6 +23,7 @@ __all__ = [
     "LaidDown",
     "Layout",
     "Render",
+    "RequestBranches",
     "Touched",
     "lay_down",
     "read_tracks",

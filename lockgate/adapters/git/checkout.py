@@ -143,6 +143,10 @@ class Checkout:
         """Paths of all files below a directory in a commit."""
         return self.local("ls-tree", "-r", "--name-only", commit, "--", directory).splitlines()
 
+    def is_ancestor(self, commit: str, head: str) -> bool:
+        """Whether `head` is `commit` or comes after it. False for a commit that is not here."""
+        return self._run("merge-base", "--is-ancestor", commit, head).ok
+
     def local(self, *arguments: str) -> str:
         """Output of a git command that needs nothing but a sound clone."""
         done = self._run(*arguments)
@@ -265,7 +269,7 @@ class Checkout:
     def _has_landed(self, commit: str, branch: str) -> bool:
         self.fetch([branch])
         head = self.fetched(branch)
-        return head is not None and self._run("merge-base", "--is-ancestor", commit, head).ok
+        return head is not None and self.is_ancestor(commit, head)
 
     def _inside(self, path: PurePosixPath) -> Path:
         """The path in the working tree; a link in the repository must not lead out of it, nor into `.git`."""

@@ -1,6 +1,15 @@
 """Approvals: what is asked of a release manager, who may answer, and why an answer does not count."""
 
 from lockgate.domain.approval.approvers import NAMESPACE, Approver, read_approvers
+from lockgate.domain.approval.pulls import (
+    Account,
+    Forge,
+    PullRecord,
+    PullRequest,
+    Review,
+    request_branch,
+    weigh_pull,
+)
 from lockgate.domain.approval.requests import (
     ApprovalRequest,
     Decision,
@@ -22,13 +31,18 @@ from lockgate.domain.approval.weighing import (
 
 __all__ = [
     "NAMESPACE",
+    "Account",
     "ApprovalRequest",
     "Approver",
     "Decision",
     "Flaw",
+    "Forge",
     "LiftRequest",
     "Presented",
+    "PullRecord",
+    "PullRequest",
     "Refusal",
+    "Review",
     "SignedDecision",
     "Verify",
     "Weighed",
@@ -36,6 +50,8 @@ __all__ = [
     "lift_request",
     "manifests_digest",
     "read_approvers",
+    "request_branch",
     "weigh",
     "weigh_one",
+    "weigh_pull",
 ]

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from lockgate.errors import GitError
 
@@ -22,6 +23,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}$"
 
 _KEY_TYPE = re.compile(r"(sk-)?(ssh|ecdsa)-[a-z0-9-]+(@openssh\.com)?")
 _ROLE = re.compile(r"[a-z0-9][a-z0-9-]*")
+_ACCOUNT = re.compile(r"(github|gitlab)=(.*)")
+_LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[1-9][0-9]*)?")
 _OPTION = re.compile(r'([a-z-]+)(?:="([^"]*)")?')
 _OPTIONS = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _ARMOR = re.compile(
@@ -43,6 +46,8 @@ class Approver:
     """Empty: any."""
     validity: tuple[str, ...] = ()
     """`valid-after="…"` and `valid-before="…"`, as written."""
+    accounts: frozenset[str] = frozenset()
+    """At forges, as written and in lower case: `github=LOGIN`, or `github=LOGIN:ID`."""
 
     def allowed_signers(self, name: str) -> str:
         """The line for ssh-keygen, of one of the names alone."""
@@ -50,8 +55,26 @@ class Approver:
         return f"{name} {options} {self.key_type} {self.key}\n"
 
     def is_same_person(self, other: Approver) -> bool:
-        """Whether both lines share a name or the key."""
-        return self.key == other.key or bool(_folded(self.names) & _folded(other.names))
+        """Whether both lines share a name, the key, or an account."""
+        shared = _folded(self.names) & _folded(other.names) or self._logins() & other._logins()
+        return self.key == other.key or bool(shared)
+
+    def has_account(self, forge: str, login: str, number: int) -> bool:
+        """Whether the line names this account of a forge; where it gives the account's number too, that has to fit."""
+        plain = f"{forge}={login}".casefold()
+        return bool({plain, f"{plain}:{number}"} & self.accounts)
+
+    def is_valid(self, at: datetime) -> bool:
+        """Whether the line holds at that time, as ssh-keygen would say of its key."""
+        for option in self.validity:
+            which, _, value = option.replace('"', "").partition("=")
+            moment = _moment(value)
+            if moment is None or (at < moment) is (which == "valid-after"):
+                return False
+        return True
+
+    def _logins(self) -> set[str]:
+        return {account.partition(":")[0] for account in self.accounts}
 
 
 def read_approvers(text: str) -> tuple[Approver, ...]:
@@ -85,6 +108,7 @@ def is_named(lines: Sequence[Approver], name: str) -> bool:
     """Whether `name`, as any system calls a person, may be the one who has these lines. Leans to yes: a login `mara` is
     `mara@example.com`."""
     known = {n for line in lines for n in _folded(line.names)}
+    known |= {login.partition("=")[2] for line in lines for login in line._logins()}
     short = {n.split("@", 1)[0] for n in known}
     asked = name.casefold()
     return asked in known or asked.split("@", 1)[0] in short
@@ -144,6 +168,7 @@ def _read_line(line: str) -> Approver:
         key_type=key_type,
         key=key,
         roles=frozenset(role for word in comment for role in _roles(word)),
+        accounts=frozenset(a for word in comment for a in _accounts(word)),
         namespaces=namespaces,
         validity=tuple(validity),
     )
@@ -177,6 +202,30 @@ def _roles(word: str) -> list[str]:
         if not _ROLE.fullmatch(role):
             raise ValueError(f"{role!r} is no role")
     return roles
+
+
+def _accounts(word: str) -> list[str]:
+    found = _ACCOUNT.fullmatch(word)
+    if found is None:
+        return []
+    logins = found[2].split(",")
+    for login in logins:
+        if not _LOGIN.fullmatch(login):
+            raise ValueError(f"{login!r} is no login of {found[1]}")
+    return [f"{found[1]}={login}".casefold() for login in logins]
+
+
+def _moment(value: str) -> datetime | None:
+    """A time as ssh-keygen reads it: UTC with a Z, else this machine's zone. None for what it is not."""
+    digits = value.removesuffix("Z")
+    form = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(digits))
+    if form is None:
+        return None
+    try:
+        found = datetime.strptime(digits, form)
+    except ValueError:
+        return None
+    return found.replace(tzinfo=UTC) if value.endswith("Z") else found.astimezone()
 
 
 def _string(blob: bytes, offset: int) -> tuple[bytes, int]:

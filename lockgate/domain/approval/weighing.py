@@ -56,6 +56,12 @@ class Flaw(StrEnum):
     """Nobody knows who started the release, so nobody can be shown not to be that person."""
     DUPLICATE = "duplicate"
     """The same person has approved already, by another name or key."""
+    HEAD_CHANGED = "head_changed"
+    """A pull request that is not, or an approval that was not of, the commit which Lockgate pushed."""
+    OTHER_BASE = "other_base"
+    """A pull request that was merged into another branch than the protected one."""
+    SIGNATURES_ONLY = "signatures_only"
+    """A merge, where the policy counts signatures alone, or another forge's."""
 
 
 class Refusal(Frozen):
@@ -94,6 +100,8 @@ class Presented(Frozen):
     place: str
     keys: tuple[str, ...]
     """All keys of the person, to tell people apart."""
+    told_by: str | None = None
+    """The forge whose word this is; None for what was signed."""
 
 
 class Weighed(Frozen):
@@ -211,14 +219,14 @@ def weigh_one(
     if said is not None:
         invalid = "has expired" in said or "not yet valid" in said
         return refuse(Flaw.KEY_NOT_VALID if invalid else Flaw.FORGED, said)
-    flaw = _standing(decision, request, line, approvers, now)
+    flaw = standing(decision, request, line, approvers, now)
     if flaw is not None:
         return refuse(*flaw)
     keys = tuple(sorted(a.key for a in person(line, approvers)))
     return Examination(presented=Presented(decision=decision, place=place, keys=keys))
 
 
-def _standing(
+def standing(
     decision: Decision,
     request: ApprovalRequest | LiftRequest,
     line: Approver,
