@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from lockgate.adapters.git.process import OPENPGP
+from lockgate.adapters.git.secret_stores import name_fields, write_stores
 from lockgate.domain import gitops
 from lockgate.errors import UsageError
 
@@ -30,6 +31,12 @@ _KEY_ID = 16
 """Last digits of an OpenPGP key's fingerprint, by which Argo CD names it."""
 _REMOTE = "https://git.example.com/platform/gitops.git"
 _IMAGES = "registry.example.com/ml"
+_KEY_URI = "LOCKGATE_SIGNING_KEY_URI"
+_KEY_SERVICES = {
+    "eks": "awskms:alias/lockgate-release",
+    "gke": "gcpkms:projects/example-project/locations/example-region/keyRings/lockgate/cryptoKeys/release/cryptoKeyVersions/1",
+    "aks": "azurekms://example.vault.azure.net/keys/lockgate-release",
+}
 _KEY = "-----BEGIN PUBLIC KEY-----\nreplaced by lockgate init\n-----END PUBLIC KEY-----\n"
 
 
@@ -91,6 +98,7 @@ def arrange(root: Path, layout: Layout, public_key_pem: str) -> None:
         _choose(root / "clusters" / _ENVIRONMENT, {layout.agent})
         _choose(root / "platform/cluster/admission", {"native", layout.admission})
         _write_shared(root, layout, public_key_pem)
+        _write_secrets(root, layout)
         _extend(
             root / "platform/environments" / _ENVIRONMENT / "kustomization.yaml",
             resources=[f"agent-{layout.agent}.yaml"],
@@ -151,6 +159,51 @@ def _write_shared(root: Path, layout: Layout, public_key_pem: str) -> None:
     if layout.agent == "argocd" and layout.committer and layout.committer.startswith(OPENPGP):
         for path in sorted((root / "clusters").rglob("*.yaml")):
             _verify_commits(path, layout.committer[-_KEY_ID:].upper())
+
+
+def _write_secrets(root: Path, layout: Layout) -> None:
+    """A store beside every namespace's secrets, and what pulls images where no cloud's nodes have an identity for that."""
+    cloud = root / "clouds" / str(layout.cloud)
+    store = cloud / "secrets" / "secretstore.yaml"
+    agent = root / "clusters" / _ENVIRONMENT / layout.agent
+    write_stores(store, agent / "secretstore.yaml", [agent / "secrets.yaml"])
+    platform = root / "platform"
+    applied = [
+        *(platform / "cluster").glob("*.yaml"),
+        platform / "prefect" / "externalsecrets.yaml",
+    ]
+    applied += (cloud / "cluster").glob("externalsecrets.yaml")
+    if layout.cloud == "onprem":
+        applied.append(platform / "cluster" / "registry-pull" / "externalsecrets.yaml")
+    write_stores(store, cloud / "cluster" / "secretstores.yaml", applied)
+    _extend(cloud / "cluster" / "kustomization.yaml", resources=["secretstores.yaml"])
+    if layout.cloud == "onprem":
+        environment = platform / "environments" / _ENVIRONMENT / "kustomization.yaml"
+        _extend(environment, components=["../../components/registry-pull"])
+        for app in sorted(
+            (root / "apps").glob(f"*/environments/{_ENVIRONMENT}/kustomization.yaml")
+        ):
+            _extend(app, components=["../../components/pull-secret"])
+        for path in sorted(root.glob("*/**/*secrets.yaml")):
+            name_fields(path)
+    _write_settings(platform / "prefect" / "settings.yaml", layout)
+
+
+def _write_settings(path: Path, layout: Layout) -> None:
+    """What this page of the steps' settings follows from: the agent, the repository, and what holds the release key."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    for document in documents:
+        data = document["data"]
+        chosen = {
+            "LOCKGATE_AGENT": layout.agent,
+            "LOCKGATE_REMOTE": layout.remote,
+            _KEY_URI: _KEY_SERVICES.get(str(layout.cloud)),
+        }
+        data.update({k: v for k, v in chosen.items() if k in data and v is not None})
+        if layout.cloud == "onprem":  # the key itself is in a Secret of the step
+            data.pop(_KEY_URI, None)
+            data.pop("LOCKGATE_SIGNING_PUBLIC_KEY", None)
+    path.write_text("---\n".join(gitops.dump_yaml(document) for document in documents))
 
 
 def _verify_commits(path: Path, key: str) -> None:

@@ -61,17 +61,21 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("lockgate/lockgate-prepare", ""): {"": ()},
     ("lockgate-sign/lockgate-sign", ""): {"": ()},
     ("lockgate-production/lockgate-secrets", ""): {"": ()},
+    ("lockgate/lockgate-secrets", ""): {"": ()},
+    ("lockgate-sign/lockgate-secrets", ""): {"": ()},
     ("lockgate/lockgate-worker", "lockgate"): WORKER,
     ("lockgate-sign/lockgate-worker", "lockgate-sign"): WORKER,
 }  # fmt: skip
 AGENT_RIGHTS: dict[str, dict[tuple[str, str], dict[str, tuple[str, ...]]]] = {
     "argocd": {
         ("argocd/lockgate-platform", "cluster"): {"*.*": ("*",)},
+        ("argocd/lockgate-secrets", ""): {"": ()},
         ("lockgate-production/lockgate-agent", "lockgate-production"): dict.fromkeys(RENDERED, APPLY),
         ("lockgate/lockgate-release", "argocd"): {"applications.argoproj.io": ("get",)},
     },
     "flux": {
         ("flux-system/lockgate-platform", "cluster"): {"*.*": ("*",)},
+        ("flux-system/lockgate-secrets", ""): {"": ()},
         ("flux-system/lockgate-models-production", "lockgate-production"): dict.fromkeys(RENDERED, APPLY),
         ("lockgate/lockgate-release", "flux-system"): {
             "kustomizations.kustomize.toolkit.fluxcd.io": ("get",),
@@ -177,10 +181,12 @@ def test_in_the_mesh_a_slot_is_reached_through_the_mesh_alone(
 def test_nobody_may_do_more_than_his_part(
     tables: ModuleType, rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]]
 ) -> None:
-    for (_, agent), objects in rendered.items():
+    for (cloud, agent), objects in rendered.items():
+        test_pods = ("default", "lockgate-secrets") if cloud == "onprem" else ()
+        nothing = {(f"lockgate-tests/{name}", ""): {"": ()} for name in test_pods}
         wanted = {
             (who, place, what): tuple(sorted(verbs))
-            for (who, place), rights in {**RIGHTS, **AGENT_RIGHTS[agent]}.items()
+            for (who, place), rights in {**RIGHTS, **AGENT_RIGHTS[agent], **nothing}.items()
             for what, verbs in rights.items()
         }
         assert tables.rights(objects) == wanted
