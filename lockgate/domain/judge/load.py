@@ -22,8 +22,8 @@ class Load:
     """The canary carries less than the allowed range, beyond chance."""
     surely_heavier: bool = False
     maybe_heavier: bool = False
-    """No committed weight says that the tracks carry alike, and the requests so far do not rule out that the canary carries
-    much more."""
+    """No committed weight says that the canary carries no more, and the requests so far do not rule out that it carries much
+    more."""
 
     @property
     def excuses(self) -> bool:
@@ -50,15 +50,16 @@ def load_of(
         ratio,
         surely_lighter=math.log(ratio) + noise < -limit,
         surely_heavier=math.log(ratio) - noise > limit,
-        maybe_heavier=not _alike_by_weight(config, served)
+        maybe_heavier=not _no_more_by_weight(config, served)
         and math.log(ratio) + noise > max(math.log(_MUCH), limit),
     )
 
 
-def _alike_by_weight(config: JudgeConfig, served: Mapping[Track, float]) -> bool:
-    """Whether the committed weight gives a replica of each track as much to do. (That the gateway keeps to it is `split`'s.)"""
+def _no_more_by_weight(config: JudgeConfig, served: Mapping[Track, float]) -> bool:
+    """Whether the committed weight gives a replica of the canary no more to do than one of the baseline. (That the gateway
+    keeps to it is `split`'s.)"""
     weight = config.canary_weight
     if weight is None:
         return False
     meant = weight / (1.0 - weight) * served["baseline"] / served["canary"]
-    return abs(math.log(meant)) <= math.log(config.max_load_ratio)
+    return meant <= config.max_load_ratio

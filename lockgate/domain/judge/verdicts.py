@@ -274,8 +274,8 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         )
     elif worse:
         reason = (
-            f"worse than the margin of {margin}, and held back: no committed weight says that both tracks' replicas carry "
-            f"alike, and so few requests do not show it; change {change}"
+            f"worse than the margin of {margin}, and held back: no committed weight says that a canary replica carries no "
+            f"more than a baseline replica, and so few requests do not show it; change {change}"
         )
     elif lost:
         verdict, reason = Verdict.METRICS_OUTAGE, lost

@@ -451,13 +451,19 @@ def test_a_canary_that_carries_three_times_as_much_is_not_failed_for_its_slownes
     assert held, "it was as slow as would have failed it"
 
 
-def test_slowness_at_a_load_that_the_committed_weight_makes_equal_is_failed_at_once() -> None:
+def test_slowness_at_a_load_that_the_committed_weight_makes_no_larger_is_failed_at_once() -> None:
     slow = Server(rate=2.0, ttft=0.3, itl=0.09)
-    for replicas, weight, latest in ((1, 0.5, 6.0), (2, 1 / 3, 6.0), (1, None, 30.0)):
+    for replicas, weight, latest in (
+        (1, 0.5, 6.0),
+        (2, 1 / 3, 6.0),
+        (2, 0.2, 6.0),
+        (1, None, 30.0),
+    ):
         settings = JudgeConfig(step_start=0.0, drift_sd=0.0, canary_weight=weight)
         report = judge_lines(several(replicas, slow, 60), settings)
         assert report.verdict is Verdict.FAIL
         assert report.decided_at is not None and report.decided_at <= latest
+        assert metric(report, "itl").verdict is Verdict.FAIL
 
 
 def several(replicas: int, canary: Server, seconds: int) -> Iterator[str]:
