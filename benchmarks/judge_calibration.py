@@ -51,7 +51,8 @@ CHUNK = 500
 NULLS = {
     "no difference": Change(),
     "at the margin": Change(latency=1.1, errors=0.015, tokens=1.15, finish=0.35),
-    "tail at the margin": Change(tail=0.005),
+    # at ten times a fifth to a third of them would not be beyond the tail's bound: the canary would be within its margin
+    "tail at the margin": Change(tail=0.0051, tail_times=20.0),
 }
 LATENCIES = {f"latency {x:g}x": Change(latency=x) for x in (1.2, 1.3, 2.0, 5.0)}
 SHIFTS = {
@@ -242,15 +243,15 @@ def counts() -> dict[str, float]:
 def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     """(place in the data, function, arguments) of everything that is still to be computed."""
     edge = "tail at the margin"
-    for part, setting, traces, families in (
-        ("false", SETTING, given.traces, given.families),
-        ("long", LONG, given.long, given.long_families),
+    for part, setting, traces, tails, families in (
+        ("false", SETTING, given.traces, given.tail_traces, given.families),
+        ("long", LONG, given.long, given.long_tail_traces, given.long_families),
     ):
-        for chunk in range(-(-traces // CHUNK)):
+        for chunk in range(-(-max(traces, tails) // CHUNK)):
             for family in families:
                 for null in NULLS:
                     done = data.get(part, {}).get(family, {}).get(null, {}).get("chunks", [])
-                    wanted = null != edge or chunk * CHUNK < given.tail_traces
+                    wanted = chunk * CHUNK < (tails if null == edge else traces)
                     if part in given.parts and chunk not in done and wanted:
                         yield (part, family, null, chunk), false_rates, (
                             family, null, setting, chunk)  # fmt: skip

@@ -31,7 +31,8 @@ class Change:
 
     latency: float = 1.0
     tail: float = 0.0
-    """Share of requests whose TTFT is ten times as long."""
+    """Share of requests whose TTFT is `tail_times` as long."""
+    tail_times: float = 10.0
     token_tail: float = 0.0
     """Share of the engine's steps that take ten times as long."""
     errors: float = 0.01
@@ -111,16 +112,18 @@ def _log_normal_sums(rng: np.random.Generator, n: Array, sigma: float, tail: flo
     return _summed(_log_normal(rng, n, sigma, tail), n)
 
 
-def _log_normal(rng: np.random.Generator, n: Array, sigma: float, tail: float) -> Array:
+def _log_normal(
+    rng: np.random.Generator, n: Array, sigma: float, tail: float, times: float = 10.0
+) -> Array:
     """All single values, in the order of the flattened blocks."""
     values = rng.lognormal(-(sigma**2) / 2, sigma, int(n.sum()))
     if tail:
-        values *= _tenfold(rng, values.size, tail)
+        values *= _slowed(rng, values.size, tail, times)
     return values
 
 
-def _tenfold(rng: np.random.Generator, size: int, share: float) -> Array:
-    return np.where(rng.random(size) < share, 10.0, 1.0)
+def _slowed(rng: np.random.Generator, size: int, share: float, times: float) -> Array:
+    return np.where(rng.random(size) < share, times, 1.0)
 
 
 def _summed(values: Array, n: Array) -> Sums:
@@ -234,7 +237,7 @@ def _queue(
         free[rows[real], server[real]] = (start + service)[real]
         ttft = change.latency * (start - time + TTFT * rng.lognormal(-0.08, 0.4, n))
         if change.tail:
-            ttft *= _tenfold(rng, n, change.tail)
+            ttft *= _slowed(rng, n, change.tail, change.tail_times)
         block = np.floor((time + ttft - warm) / setting.block).astype(np.int64)
         block = np.where(real, block, -1)
         sums.add(block, ttft, rows)
@@ -272,14 +275,14 @@ def _batch_server(
             first = change.latency * (queue_wait + 2 * step_time) * rng.lognormal(-0.045, 0.3, n)
             made = running * dt / step_time
             late = rng.binomial(arrived, change.tail) if change.tail else np.zeros(n)
-            for many, took in ((arrived - late, first), (late, 10 * first)):
+            for many, took in ((arrived - late, first), (late, change.tail_times * first)):
                 ttft.count[:, block] += many
                 ttft.total[:, block] += many * took
                 ttft.square[:, block] += many * took**2
                 above[:, block] += many[:, None] * (took[:, None] > BOUNDS)
             noisy = change.latency * step_time * rng.lognormal(-0.005, 0.1, n)
             if change.token_tail:
-                noisy *= _tenfold(rng, n, change.token_tail)
+                noisy *= _slowed(rng, n, change.token_tail, 10.0)
             itl.count[:, block] += made
             itl.total[:, block] += made * noisy
             itl.square[:, block] += made * noisy**2
@@ -310,7 +313,8 @@ def simulate(
             wander = (
                 np.exp(_drift(rng, shape, setting.block)) if family == "ar1" else np.ones(shape)
             )
-            values = _log_normal(rng, requests, TTFT_SIGMA, change_here.tail) * np.repeat(
+            slow_ones = change_here.tail, change_here.tail_times
+            values = _log_normal(rng, requests, TTFT_SIGMA, *slow_ones) * np.repeat(
                 (TTFT * factor * wander).ravel(), requests.astype(np.int64).ravel()
             )
             ttft, slow = _summed(values, requests), _above_bounds(values, requests)

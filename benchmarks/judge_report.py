@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.judge_shortfalls import shortfalls
+
 _LATENCIES = ("latency 1.2x", "latency 1.3x", "latency 2x", "latency 5x")
 _OTHERS = (
     "TTFT tail (5% at 10x)",
@@ -120,13 +122,27 @@ _READING = [
     "",
 ]
 
+_BEYOND = [
+    "Two of these are beyond what is promised. **`ttft` in `batch`, at the margin, is passed in more than 5%**: its replicas wander by",
+    "more than is declared (the log ratio by 0.39 over 12 s instead of 0.28 over 60 s), and at a single size of the wander the guarantee,",
+    "which is for their average, may be missed.",
+    "**Requests at 20x fail more than 1%**: they bring the mean of the time to first token to its own margin, too (+9.7%), and by that",
+    "the canary is failed, not by the tail (19 of the 19 that were looked into). The log of a block's mean is put right by half the",
+    "variance that the track's samples scatter, which is too much where a few very slow requests make the scatter: in `iid` +9.7% looks",
+    "like +11.6%. At ten times (0.5% of requests, +4.5%) 5 of 4,000 such traces of `ar1` were failed (0.13%, upper bound 0.26%).",
+    "",
+    "The tail itself, at its margin, was passed within the 5% in every family where it is there; on 4,000 other traces of `ar1` in 116",
+    "(2.90%, upper bound 3.38%). `mgk` was not run so long.",
+    "",
+]
+
 _QUEUES = ("mgk", "mmpp")
-"""Where what is usual lies so high that a request of tenfold latency is not beyond the tail's bound."""
+"""Where what is usual lies so high that a request of twentyfold latency is not beyond the tail's bound."""
 
 _NOT_THERE = ("passed split", "passed e2e_per_token")
 """The split has no margin; seconds a token are not at theirs where the answers are longer too."""
 
-_FALSE_HEAD = ["family", "traces, no difference", "failed", "traces, 0.5% of requests at 10x", "failed",
+_FALSE_HEAD = ["family", "traces, no difference", "failed", "traces, 0.51% of requests at 20x", "failed",
                "traces, at the margin", "failed", "passed (worst metric)"]  # fmt: skip
 
 
@@ -162,9 +178,11 @@ def write_report(data: dict[str, Any], bound: Callable[[int, int], float]) -> st
             "Share of traces (95% upper confidence bound) in which the canary was failed, and in which a "
             "metric that is truly at its margin was passed (the worst of the metrics; `e2e_per_token` is "
             "not at its margin there, since longer answers spread the first token over more of them). Of "
-            "requests that take ten times as long, 0.5% bring the tail of the time to first token to its "
-            "margin (in `mgk` and `mmpp` they are not beyond its bound, which lies above the waits that are usual "
-            "there).",
+            "requests that take twenty times as long, 0.51% bring the tail of the time to first token to its "
+            "margin: 0.48% to 0.51% of all are then beyond its bound. (At ten times 0.31% to 0.38% would be: such a "
+            "canary is within its margin. It was passed in 6.45% of 4,000 traces of 1,800 s of `ar1`. In `mgk` and `mmpp` few "
+            "are beyond the bound at either, since it lies above the waits that are usual there: no pass of the tail is "
+            "counted as false in these.)",
             "",
             *_table(_FALSE_HEAD, _false(data["false"], bound)),
             *_GUARANTEES,
@@ -175,6 +193,7 @@ def write_report(data: dict[str, Any], bound: Callable[[int, int], float]) -> st
             "often:",
             "",
             *_table(_FALSE_HEAD, _false(data["long"], bound)),
+            *_BEYOND,
         ]
     if "power" in data:
         families = list(data["power"])
@@ -204,6 +223,8 @@ def write_report(data: dict[str, Any], bound: Callable[[int, int], float]) -> st
         lines += _against_peers(data)
     if "oracle" in data and "power" in data:
         lines += _against_oracle(data)
+    if "peers" in data and "power" in data:
+        lines += shortfalls(data, _best, _found, _table)
     if "steady" in data:
         lines += _steady(data["steady"])
     if "bands" in data:

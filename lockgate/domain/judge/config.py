@@ -240,7 +240,8 @@ class JudgeConfig(Frozen):
     stall_after_s: Positive = 60.0
     """An instance with requests running or waiting and no counter moving for so long has stalled."""
     canary_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The share of requests that was committed. None: the split is not judged."""
+    """The share of requests that was committed. None: the split is not judged, and a latency fails the canary only once the
+    requests counted rule out that it carries much more than the baseline."""
     minimum_requests: Annotated[int, Field(ge=1)] = 20
     """Finished requests of the canary below which nothing passes."""
     max_load_ratio: Annotated[float, Field(gt=1)] = 1.25

@@ -165,17 +165,16 @@ class RatioOfMeans(Evaluator):
         thin = min(baseline.count, canary.count) < _MIN_PER_BLOCK
         if thin or (per and min(self._open_per.values()) <= 0):
             return
-        value: dict[Track, float] = {}
-        variance = 0.0
         for track in TRACKS:
-            block, seen = self._open[track], self._scatter[track]
-            seen.add(block)
-            mean = block.total / (self._open_per[track] if per else block.count)
-            scatter = 0.0 if math.isnan(seen.scatter) else seen.scatter
-            log, own = log_mean(block.count, max(mean, self.metric.floor), scatter, seen.count)
-            value[track] = float(log)
-            variance += float(own)
-        observed = value["canary"] - value["baseline"]
+            self._scatter[track].add(self._open[track])
+        counts = [self._open[t].count for t in TRACKS]
+        seen = [self._scatter[t].count for t in TRACKS]
+        totals = [self._open[t].total for t in TRACKS]
+        divided = [self._open_per[t] for t in TRACKS] if per else counts
+        means = [max(s / n, self.metric.floor) for s, n in zip(totals, divided, strict=True)]
+        scatter = [0.0 if math.isnan(x) else x for x in (self._scatter[t].scatter for t in TRACKS)]
+        logs, variances = log_mean(counts, means, scatter, seen)
+        observed, variance = float(logs[1] - logs[0]), float(variances.sum())
         if self.at_ease and self._proof is self._shift:
             self._proof, self._proof_end = copy.deepcopy(self._shift), self._last_end
         self._shift.update(observed, variance, _since(self._last_end, end))

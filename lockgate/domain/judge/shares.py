@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,10 @@ class _ShareHistory:
         (kb, nb), (kc, nc) = (self.sums[t] for t in TRACKS)
         return proportion.Counts(kb, nb, kc, nc)
 
+    def measured(self, dispersion: float) -> None:
+        """Note what the dispersion is, after the last block."""
+        self._measured = self.blocks, dispersion
+
     def dispersion(self) -> float:
         """The larger of both tracks'."""
         if self._measured[0] != self.blocks:
@@ -75,6 +79,15 @@ class _ShareHistory:
                 value = float(proportion.dispersion(events, trials).max())
             self._measured = self.blocks, value
         return self._measured[1]
+
+
+def _dispersions(histories: Sequence[_ShareHistory]) -> Array:
+    """Of each category's share of the same trials; as `_ShareHistory.dispersion` has it."""
+    events = np.stack([h.events for h in histories])
+    spread: Array = proportion.dispersion(events, histories[0].trials[None]).max(axis=-1)
+    for history, value in zip(histories, spread.tolist(), strict=True):
+        history.measured(value)
+    return spread
 
 
 _NOTHING: Mapping[Track, float] = dict.fromkeys(TRACKS, 0.0)
@@ -208,7 +221,7 @@ class CategoryMix(Evaluator):
             np.stack([kc, nc - kc]),
             np.stack([nc, nc]),
         )
-        spread = np.array([h.dispersion() for h in self._history.values()])
+        spread = _dispersions(list(self._history.values()))
         Bets.prepare((self._worse.bets, self._within.bets), nb[0], nc[0])
         for evidence in (self._worse, self._within):
             evidence.update(*up_and_down)

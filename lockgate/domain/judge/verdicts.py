@@ -17,6 +17,7 @@ from lockgate.domain.judge.config import (
 )
 from lockgate.domain.judge.evaluators import Evaluator, RatioOfMeans, describe_ratios
 from lockgate.domain.judge.health import HealthWatch
+from lockgate.domain.judge.load import Load, load_of
 from lockgate.domain.judge.proportion import difference_intervals
 from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
 from lockgate.domain.trace import TRACKS, Track
@@ -26,16 +27,6 @@ _MAX_LOG = 700.0
 
 def _e_value(log_value: float) -> float:
     return math.exp(min(log_value, _MAX_LOG))
-
-
-@dataclass(frozen=True)
-class Load:
-    """Requests a replica on the canary over requests a replica on the baseline."""
-
-    ratio: float
-    surely_lighter: bool
-    """The canary carries less than the allowed range, beyond chance."""
-    surely_heavier: bool
 
 
 @dataclass(frozen=True)
@@ -67,17 +58,8 @@ class Standing:
 
     @cached_property
     def load(self) -> Load:
-        """The load a replica on both tracks, by arrivals at the gateway where they are known."""
-        counts = self.arrivals if min(self.arrivals.values()) > 0 else self.finished
-        if min(counts.values()) <= 0:
-            return Load(1.0, False, False)
-        if min(self.served.values()) <= 0:
-            return Load(1.0, False, False)
-        rate = {t: counts[t] / self.served[t] for t in TRACKS}
-        ratio = rate["canary"] / rate["baseline"]
-        noise = 2.0 * math.sqrt(sum(1.0 / counts[t] for t in TRACKS))
-        limit = math.log(self.config.max_load_ratio)
-        return Load(ratio, math.log(ratio) + noise < -limit, math.log(ratio) - noise > limit)
+        """What a replica of each track carries."""
+        return load_of(self.config, self.arrivals, self.finished, self.served)
 
 
 @dataclass(frozen=True)
@@ -161,7 +143,7 @@ def _worse_together(standing: Standing) -> tuple[str, ...]:
     parts: dict[str, float] = {}
     for name, alpha in standing.alpha.items():
         evaluator = standing.evaluators[name]
-        if evaluator.metric.kind in TIMED and standing.load.surely_heavier:
+        if evaluator.metric.kind in TIMED and standing.load.excuses:
             continue
         parts[name] = alpha * _e_value(evaluator.evidence.log_worse_now)
     total = sum(parts.values())
@@ -281,7 +263,7 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
     lost = _stale(standing, evaluator)
     if not evaluator.present:
         reason = "the trace has no such samples"
-    elif worse and not (load and load.surely_heavier):
+    elif worse and not (load and load.excuses):
         verdict = Verdict.FAIL
         with_others = "" if alone else ", by the evidence of all metrics together"
         reason = f"worse than the margin of {margin}{with_others}: {change}"
@@ -289,6 +271,11 @@ def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> Metri
         reason = (
             f"not like with like: a canary replica carries {load.ratio:.2f} times the load of a "
             f"baseline replica; change {change}"
+        )
+    elif worse:
+        reason = (
+            f"worse than the margin of {margin}, and held back: no committed weight says that a canary replica carries no "
+            f"more than a baseline replica, and so few requests do not show it; change {change}"
         )
     elif lost:
         verdict, reason = Verdict.METRICS_OUTAGE, lost

@@ -435,3 +435,42 @@ def test_pods_that_come_and_go_are_no_crash_and_keep_their_counts() -> None:
     report = judge_lines(trace(Server(), Server(), 100, 2, edit=replaced), config())
     assert report.verdict is Verdict.PASS
     assert metric(report, "crashes").verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("drift_sd", [0.0, 0.1])
+def test_a_canary_that_carries_three_times_as_much_is_not_failed_for_its_slowness_in_the_first_seconds(
+    drift_sd: float,
+) -> None:
+    crowded = Server(rate=3.0, ttft=0.3, itl=0.09)
+    held = 0
+    for seed in range(6):
+        settings = JudgeConfig(step_start=0.0, drift_sd=drift_sd)
+        for report in follow(trace(Server(rate=1.0), crowded, 40, seed), settings):
+            assert report.verdict is not Verdict.FAIL, report.reasons
+            held += "no committed weight says" in metric(report, "itl").reason
+    assert held, "it was as slow as would have failed it"
+
+
+def test_slowness_at_a_load_that_the_committed_weight_makes_no_larger_is_failed_at_once() -> None:
+    slow = Server(rate=2.0, ttft=0.3, itl=0.09)
+    for replicas, weight, latest in (
+        (1, 0.5, 6.0),
+        (2, 1 / 3, 6.0),
+        (2, 0.2, 6.0),
+        (1, None, 30.0),
+    ):
+        settings = JudgeConfig(step_start=0.0, drift_sd=0.0, canary_weight=weight)
+        report = judge_lines(several(replicas, slow, 60), settings)
+        assert report.verdict is Verdict.FAIL
+        assert report.decided_at is not None and report.decided_at <= latest
+        assert metric(report, "itl").verdict is Verdict.FAIL
+
+
+def several(replicas: int, canary: Server, seconds: int) -> Iterator[str]:
+    """So many baseline replicas that each do what the one of `trace` does."""
+    for line in trace(Server(rate=2.0), canary, seconds, 1):
+        yield line
+        row = json.loads(line)
+        if row["track"] == "baseline":
+            for i in range(1, replicas):
+                yield json.dumps({**row, "instance": f"{row['instance']}-{i}"})
