@@ -131,10 +131,14 @@ def merge_as_it_counted(
     approvers: Sequence[Approver],
     now: datetime,
 ) -> Weighed:
-    """`found`, with what the record says, from Git alone: under the policy that the protected branch had at the merge."""
+    """`found`, with what the record says, from Git alone: under the policy that the protected branch had at the merge. A no
+    needs none: it only ever takes traffic away."""
     repository, landed = workspace.gitops, record.said.landed
+    if landed is None:
+        base = workspace.request_branches.protected
+        return weigh_pull(record, found, approvers, now, base=base, landed=False)
     try:
-        text = repository.text_at(landed, gitops.POLICY) if landed is not None else None
+        text = repository.text_at(landed, gitops.POLICY)
     except GitError:
         text = None  # Git does not have that commit: it will not be found to have landed
     policy = gitops.load_policy(text) if text is not None else repository.read_policy()
