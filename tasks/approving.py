@@ -89,10 +89,8 @@ def _with_merge(workspace: Workspace, found: Weighed, now: datetime) -> Weighed:
     try:
         said = workspace.forge(policy.forge).look(record.said.number)
     except LockgateError as error:
-        if record.said.state == "closed":
-            raise  # it may be a rejection: nothing goes on before that is known
-        logger.warning("the merge of %s does not count yet: %s", record.place, error.message)
-        return found
+        logger.warning("%s cannot be asked for yet: %s", record.place, error.message)
+        return found.model_copy(update={"unasked": record.said.state == "closed"})
     if said != record.said:
         what = f"Git has another word of it than {record.forge}, which says: {said.state}"
         return _refusing(found, record, Flaw.FORGED, what)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from desk import Desk
-from forges import TOKEN, ForgeDouble
+from forges import TOKEN, ForgeDouble, now
 
 from lockgate.adapters.forges import open_forge
 from lockgate.domain.release_state import Phase
 from lockgate.domain.rollout import Approval, HoldLifted, Rejection
-from lockgate.errors import ForgeError, GitError
+from lockgate.errors import GitError
 from tasks import driving, promotion_requests
 from tasks import workspace as workspace_module
 from tasks.approving import decision_on
@@ -216,8 +216,8 @@ def test_closing_is_a_rejection_by_whoever_may_decide_only(office: Office) -> No
     assert office.desk.decides("mara")[0] == 0
     assert isinstance(office.looks(), Rejection)
     office.forge.fault = "500"
-    with pytest.raises(ForgeError):
-        office.looks()
+    assert office.looks() is None
+    assert "mara@example.com" in office.shown()
     office.forge.fault = None
     assert office.raises(office.looks()) is Phase.DRAINING
     last = office.desk.state().last
@@ -283,6 +283,23 @@ def test_a_merge_that_was_pushed_without_the_forge_is_refused(office: Office) ->
     assert decision_on(workspace, office.desk.state()) is None
     assert ": forged: Git has another word of it" in office.shown()
     office.refused("forged")
+
+
+@only_github
+def test_a_merge_that_brought_more_than_the_request_is_refused(office: Office) -> None:
+    office.looks()
+    pull, work = office.forge.pull, office.forge.work
+    git("fetch", "--quiet", "origin", at=work)
+    git("checkout", "--quiet", "--detach", "origin/protected", at=work)
+    git("merge", "--quiet", "--no-ff", "--no-commit", f"origin/{pull.branch}", at=work)
+    (work / "more").write_text("Something that no reviewer saw\n")
+    git("add", "--all", at=work)
+    git("commit", "--quiet", "-m", "Merged", at=work)
+    git("push", "--quiet", "origin", "HEAD:protected", at=work)
+    pull.landed, pull.by, pull.at = git("rev-parse", "HEAD", at=work).strip(), "mara-gh", now()
+    pull.state = "merged"
+    office.refused("forged")
+    assert office.kinds() == ["forged"]
 
 
 @only_github
@@ -383,6 +400,7 @@ def test_where_the_policy_asks_for_signatures_no_merge_counts_and_no_forge_is_as
 ) -> None:
     office.looks()
     office.forge.merge("mara-gh")
+    assert isinstance(office.looks(), Approval)
     office.rule(merge_counts=False)
     asked = len(office.forge.asked)
     assert office.looks() is None
