@@ -175,7 +175,7 @@ class ForgeDouble:
     ) -> tuple[int, Any]:
         given = handler.headers.get("Authorization", "")
         if given not in (f"token {TOKEN}", f"Bearer {TOKEN}"):
-            return 401, {"message": "Bad credentials"}
+            return 401, {"message": f"Bad credentials:\n{given}"}
         path, _, query = handler.path.partition("?")
         asked = {key: values[0] for key, values in urllib.parse.parse_qs(query).items()}
         root = {
