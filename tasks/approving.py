@@ -89,10 +89,8 @@ def _with_merge(workspace: Workspace, found: Weighed, now: datetime) -> Weighed:
     try:
         said = workspace.forge(policy.forge).look(record.said.number)
     except LockgateError as error:
-        if record.said.state == "closed":
-            raise  # it may be a rejection: nothing goes on before that is known
-        logger.warning("the merge of %s does not count yet: %s", record.place, error.message)
-        return found
+        logger.warning("%s cannot be asked for yet: %s", record.place, error.message)
+        return found.model_copy(update={"unasked": record.said.state == "closed"})
     if said != record.said:
         what = f"Git has another word of it than {record.forge}, which says: {said.state}"
         return _refusing(found, record, Flaw.FORGED, what)
@@ -131,10 +129,14 @@ def merge_as_it_counted(
     approvers: Sequence[Approver],
     now: datetime,
 ) -> Weighed:
-    """`found`, with what the record says, from Git alone: under the policy that the protected branch had at the merge."""
+    """`found`, with what the record says, from Git alone: under the policy that the protected branch had at the merge. A no
+    needs none: it only ever takes traffic away."""
     repository, landed = workspace.gitops, record.said.landed
+    if landed is None:
+        base = workspace.request_branches.protected
+        return weigh_pull(record, found, approvers, now, base=base, landed=False)
     try:
-        text = repository.text_at(landed, gitops.POLICY) if landed is not None else None
+        text = repository.text_at(landed, gitops.POLICY)
     except GitError:
         text = None  # Git does not have that commit: it will not be found to have landed
     policy = gitops.load_policy(text) if text is not None else repository.read_policy()

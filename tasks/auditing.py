@@ -212,6 +212,8 @@ class _Auditor:
         if not fits or not self._waited(entry.commit, state, request):
             yield Problem(kind=Flaw.REPLAYED, message=f"{record.place} is not of what waited then")
             return
+        if record.said.state == "open":
+            return
         found = merge_as_it_counted(
             self.workspace, record, Weighed(request=request), self.approvers, self.now
         )

@@ -97,7 +97,9 @@ class GitHub:
             return question(self._repository())
         except github.GithubException as error:
             said = error.data.get("message", "") if isinstance(error.data, dict) else ""
-            raise ForgeError(f"GitHub answers {error.status}: {str(said)[:200]}") from error
+            # One line, and never what was sent.
+            shown = " ".join(str(said).replace(self._token, "…").split())[:200]
+            raise ForgeError(f"GitHub answers {error.status}: {shown}") from error
         except requests.RequestException as error:
             raise ForgeError(f"GitHub does not answer: {type(error).__name__}") from error
         except (

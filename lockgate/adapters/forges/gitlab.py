@@ -101,7 +101,9 @@ class GitLab:
         except gitlab.GitlabError as error:
             code = error.response_code
             what = f"answers {code}" if code else "answers nonsense, or redirects"
-            raise ForgeError(f"GitLab {what}: {str(error.error_message)[:200]}") from error
+            # One line, and never what was sent.
+            shown = " ".join(str(error.error_message).replace(self._token, "…").split())[:200]
+            raise ForgeError(f"GitLab {what}: {shown}") from error
         except requests.TooManyRedirects as error:
             raise ForgeError("GitLab redirects: give the policy its own address") from error
         except requests.RequestException as error:

@@ -112,6 +112,8 @@ class Weighed(Frozen):
     """By different people."""
     rejected: Presented | None = None
     refusals: tuple[Refusal, ...] = ()
+    unasked: bool = False
+    """Whether a pull request was closed and its forge cannot be asked who did: nothing is approved before that is known."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ class Weighed(Frozen):
                 by=no.by,
                 reason=no.reason or "no reason given",
             )
-        if not self.enough:
+        if self.unasked or not self.enough:
             return None
         return Approval(
             release=request.release,

@@ -51,6 +51,7 @@ class ForgeDouble:
         self.pulls: list[Pull] = []
         self.fault: str | None = None
         self.asked: list[str] = []
+        self.freed = threading.Event()
         double = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -82,6 +83,7 @@ class ForgeDouble:
         return {"kind": self.kind, "repository": REPOSITORY, "url": url}
 
     def close(self) -> None:
+        self.freed.set()
         self.server.shutdown()
         self.server.server_close()
         self._thread.join()
@@ -143,6 +145,8 @@ class ForgeDouble:
         if self.fault == "down":
             handler.close_connection = True
             return
+        if self.fault == "hangs":
+            self.freed.wait(30)
         status, said, headers = self._faulty() or (*self._answer(handler, body), {})
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         handler.send_response(status)
@@ -171,7 +175,7 @@ class ForgeDouble:
     ) -> tuple[int, Any]:
         given = handler.headers.get("Authorization", "")
         if given not in (f"token {TOKEN}", f"Bearer {TOKEN}"):
-            return 401, {"message": "Bad credentials"}
+            return 401, {"message": f"Bad credentials:\n{given}"}
         path, _, query = handler.path.partition("?")
         asked = {key: values[0] for key, values in urllib.parse.parse_qs(query).items()}
         root = {

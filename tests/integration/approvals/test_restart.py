@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from forges import TOKEN, ForgeDouble
 
 from lockgate.adapters.git import EMBEDDED, GitOpsRepository
 from lockgate.adapters.oci.package import push_model
@@ -18,7 +19,7 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates.base import REQUIRED_GATES, Decision, GateReport, GateResult
 from lockgate.domain.gitops import dump_yaml
-from lockgate.domain.policy import Policy, SigningPolicy
+from lockgate.domain.policy import ApprovalRule, ForgePolicy, Policy, SigningPolicy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState
 from lockgate.domain.rollout import start
 from lockgate.domain.sources import ModelRevision, Snapshot, SnapshotFile, SourceKind
@@ -59,7 +60,9 @@ class Site:
 
     def push(self, files: dict[str, str]) -> None:
         people = self.root / "people"
-        git("clone", "--quiet", self.settings.git_remote, str(people), at=self.root)
+        if not people.exists():
+            git("clone", "--quiet", self.settings.git_remote, str(people), at=self.root)
+        git("pull", "--quiet", "--rebase", "origin", "main", at=people)
         for name, text in files.items():
             (people / name).write_text(text)
         git("commit", "--quiet", "--all", "-m", "People's files", at=people)
@@ -178,3 +181,46 @@ def test_an_approval_that_lands_while_everything_is_down_is_carried_out_afterwar
     promoted = json.loads(audit.stdout)["commits"][-1]
     assert promoted["who"] == "mara@example.com"
     assert promoted["verified"] == ["approved by mara@example.com"]
+
+
+def test_a_merged_pull_request_is_carried_out_by_the_next_reconcile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge = ForgeDouble("github", Path(site.settings.git_remote), site.root / "button")
+    git("clone", "--quiet", site.settings.git_remote, str(forge.work), at=site.root)
+    monkeypatch.setenv("LOCKGATE_FORGE_TOKEN", TOKEN)
+    rule = ApprovalRule(merge_counts=True)
+    policy = site.policy.model_copy(
+        update={"forge": ForgePolicy.model_validate(forge.policy), "approvals": {"local": rule}}
+    )
+    who = site.mara.line(roles="github=mara-gh")
+    site.push({"policy.yaml": dump_yaml(policy.to_data()), "approvers": who})
+    try:
+        site.cluster().up()
+        site.begin("one")
+        assert site.lockgate("reconcile", "tiny").returncode == 0
+        assert site.state().phase is Phase.AWAITING_APPROVAL
+        assert forge.pull.base == "main"
+        assert site.lockgate("down").returncode == 0
+
+        forge.merge("mara-gh")
+        site.cluster().up()
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "lockgate.cli", "reconcile", "--every", "1"],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            while site.state().phase is not Phase.STABLE:
+                assert driver.poll() is None
+                time.sleep(1)
+        finally:
+            driver.kill()
+            driver.wait()
+    finally:
+        forge.close()
+    audit = site.lockgate("audit", "tiny", "--json")
+    assert audit.returncode == 0
+    commits = json.loads(audit.stdout)["commits"]
+    assert [c["kind"] for c in commits] == ["deploy", "await", "asks", "merge", "promote"]
+    assert commits[-1]["who"] == "mara@example.com"
+    assert (len(commits[-1]["told"]), commits[-1]["verified"]) == (1, [])

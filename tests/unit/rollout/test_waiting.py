@@ -36,6 +36,7 @@ def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     workspace = SimpleNamespace(layout=WorkspaceLayout(tmp_path))
     monkeypatch.setattr(driving.Workspace, "current", lambda: workspace)
     monkeypatch.setattr(driving, "Watcher", Eyes)
+    monkeypatch.setattr(driving, "attend", lambda *_: None)
     monkeypatch.setattr(driving, "somebody_decided", lambda *_: False)
     return looks
 
