@@ -30,6 +30,8 @@ _KEY_ID = 16
 """Last digits of an OpenPGP key's fingerprint, by which Argo CD names it."""
 _REMOTE = "https://git.example.com/platform/gitops.git"
 _IMAGES = "registry.example.com/ml"
+_STORES = ("prefect", "lockgate", "lockgate-sign")
+"""Namespaces that Prefect and the steps have secrets in; an environment's own are its overlay's."""
 _KEY = "-----BEGIN PUBLIC KEY-----\nreplaced by lockgate init\n-----END PUBLIC KEY-----\n"
 
 
@@ -99,6 +101,11 @@ def arrange(root: Path, layout: Layout, public_key_pem: str) -> None:
                 f"../../../clouds/{layout.cloud}/secrets",
             ],
         )
+        for namespace in _STORES:
+            _extend(
+                root / "platform/prefect/stores" / namespace / "kustomization.yaml",
+                components=[f"../../../../clouds/{layout.cloud}/secrets"],
+            )
     for path in (root / "platform/environments" / _ENVIRONMENT).glob("agent-*.yaml"):
         if path.stem != f"agent-{layout.agent}":
             path.unlink()
