@@ -18,7 +18,7 @@ from flows.steps import (
     sign,
 )  # fmt: skip
 from lockgate.domain.steps import CanaryRequest, ReleaseOutcome, ReleaseRequest
-from tasks import engine_limits, releasing, runtimes, supply
+from tasks import engine_limits, releasing, runtimes, supply, turns
 
 
 @flow(
@@ -33,6 +33,7 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     what could not be done.
     """
     spec = request.spec
+    turns.look_beside(spec)
     policy = releasing.read_policy()
     runtimes.check_runtime(spec, policy)
     engine_limits.check_engine(spec)

@@ -66,6 +66,7 @@ PODS = (
         {"lockgate.dev/step": "metrics", "app.kubernetes.io/name": "lockgate-metrics"},
     ),
     Pod("unlabelled pod of the pipeline", "lockgate", {}),
+    Pod("Prefect's server", "prefect", {"app.kubernetes.io/name": "prefect-server"}),
 )
 DESTINATIONS = (
     *PODS[1:],
@@ -74,16 +75,16 @@ DESTINATIONS = (
     Pod("outside", address="203.0.113.5"),
     Pod("node's metadata service", address="169.254.169.254"),
 )
-PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
+PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 4200), ("TCP", 5432), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
          ("TCP", 9101), ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
 
 
 def rendered(
-    layout: Layout, kubectl: Path, *, mtls: bool = False, prometheus: bool = False,
+    layout: Layout, kubectl: Path, *, mtls: bool = False, prometheus: bool = False, prefect: bool = True,
     components: Iterable[str] = (),
 ) -> Objects:  # fmt: skip
     """Everything of the first environment and its cluster, and what the agent's bootstrap holds. `prometheus`: with its component
-    of platform/cluster; `components`: further ones of platform/components."""
+    of platform/cluster; `components`: further ones of platform/components; `prefect`: platform/prefect too, which is applied by hand."""
     with tempfile.TemporaryDirectory(prefix="access-") as scratch:
         root = Path(scratch) / "repository"
         shutil.copytree(template_directory(), root)
@@ -98,7 +99,7 @@ def rendered(
         chosen = [*(["mtls"] if mtls else []), *components]
         _take_up(own, [f"../../components/{name}" for name in chosen])
         found: Objects = []
-        for overlay in (cluster, own):
+        for overlay in (cluster, own, *([root / "platform/prefect"] if prefect else [])):
             done = subprocess.run(
                 [str(kubectl), "kustomize", str(overlay)],
                 capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL,

@@ -44,22 +44,22 @@ def release_lease(model: str, environment: str) -> Iterator[None]:
 
 
 @contextmanager
-def release_alone(model: str, environment: str) -> Iterator[None]:
-    """Wait until no other unattended release of the model runs there, and let none run while the block does.
+def release_alone(
+    model: str, environment: str, *,
+    patience: float = ALONE_SECONDS, hint: str = "the next look tries again",
+) -> Iterator[None]:  # fmt: skip
+    """Wait until no other release of the model runs there, and let none run while the block does.
 
     That two never meet in Git is Git's to see to; this spares the second one the work before. So a lease that is lost
     meanwhile, because Prefect is away, ends nothing.
 
     Raises:
-        LeaseHeld: the other one runs for longer than `ALONE_SECONDS`.
+        LeaseHeld: the other one runs for longer than `patience` seconds.
     """
     name = f"lockgate-release-{model}-{environment}"
-    with _held(name, ALONE_SECONDS, strict=False) as held:
+    with _held(name, patience, strict=False) as held:
         if not held:
-            raise LeaseHeld(
-                f"another release of {model} to {environment} runs",
-                hint="the next look tries again",
-            )
+            raise LeaseHeld(f"another release of {model} to {environment} runs", hint=hint)
         yield
 
 

@@ -32,11 +32,19 @@ def register(app: typer.Typer) -> None:
 
 
 def release(
-    spec: Spec, quantize: Quantize = None, target: Target = None, as_json: Json = False
+    spec: Spec,
+    quantize: Quantize = None,
+    target: Target = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Begin when another release of the model there has ended."),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Release a model: prepare, measure, gate, sign, commit, raise the canary, promote or roll back.
 
-    Of a directory a first spec is written into the workspace's specs/, once, and read from there from then on.
+    Of a directory a first spec is written into the workspace's specs/, once, and read from there from then on. Beside another
+    release of the model to the same environment it ends at once, or waits its turn.
     """
     request_spec = given_spec(spec, quantize, target)
     ensure_server(Settings())
@@ -44,9 +52,15 @@ def release(
     from lockgate.domain.steps import ReleaseRequest
     from tasks.failures import followed
     from tasks.progress import listening
+    from tasks.turns import turn
 
     request = ReleaseRequest(spec=request_spec, requested_by=getpass.getuser())
-    with console.Bars() as bars, listening(bars), followed(Settings(), request_spec):
+    with (
+        turn(request_spec, wait=wait),
+        console.Bars() as bars,
+        listening(bars),
+        followed(Settings(), request_spec),
+    ):
         outcome = flow(request)
     if outcome.result != "already_stable":
         from tasks.reporting import record_outcome

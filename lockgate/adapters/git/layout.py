@@ -177,6 +177,10 @@ def _write_secrets(root: Path, layout: Layout) -> None:
         applied.append(platform / "cluster" / "registry-pull" / "externalsecrets.yaml")
     write_stores(store, cloud / "cluster" / "secretstores.yaml", applied)
     _extend(cloud / "cluster" / "kustomization.yaml", resources=["secretstores.yaml"])
+    prefect = platform / "prefect"
+    own = [prefect / "externalsecrets.yaml"]
+    write_stores(store, prefect / "secretstore.yaml", own, of_prefect=True)
+    _extend(prefect / "kustomization.yaml", resources=["secretstore.yaml"])
     if layout.cloud == "onprem":
         environment = platform / "environments" / _ENVIRONMENT / "kustomization.yaml"
         _extend(environment, components=["../../components/registry-pull"])

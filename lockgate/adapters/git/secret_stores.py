@@ -17,18 +17,25 @@ from lockgate.domain import gitops
 _IDENTITY = "lockgate-secrets"
 """An environment's, in the cloud's words: a role, an account."""
 VAULT_FIELD = "value"
+_PREFECT = "prefect"
 _OWN = {
     "lockgate": "pipeline",
     "lockgate-sign": "sign",
     "lockgate-tests": "tests",
     "argocd": "agent",
     "flux-system": "agent",
+    _PREFECT: "prefect",
 }
-"""What the identity of a namespace is called after it; others (Prefect's) have their store beside their own objects."""
+"""What the identity of a namespace is called after."""
 
 
-def write_stores(store: Path, target: Path, secrets: Iterable[Path]) -> None:
-    """Write `store` into `target`, once for every namespace that an ExternalSecret in the files `secrets` is made in."""
+def write_stores(
+    store: Path, target: Path, secrets: Iterable[Path], *, of_prefect: bool = False
+) -> None:
+    """Write `store` into `target`, once for every namespace that an ExternalSecret in the files `secrets` is made in.
+
+    `of_prefect`: for Prefect's alone, which is applied by itself; else for all but that.
+    """
     documents = list(yaml.safe_load_all(store.read_text()))
     namespaces = {
         str(item["metadata"]["namespace"])
@@ -39,6 +46,7 @@ def write_stores(store: Path, target: Path, secrets: Iterable[Path]) -> None:
     stores = [
         _in_namespace(document, namespace, f"{_IDENTITY}-{_OWN[namespace]}")
         for namespace in sorted(namespaces & _OWN.keys())
+        if (namespace == _PREFECT) is of_prefect
         for document in documents
     ]
     target.write_text("---\n".join(gitops.dump_yaml(item) for item in stores))

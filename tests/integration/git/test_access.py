@@ -18,18 +18,21 @@ from serving.engines.registry import engine
 
 ROOT = Path(__file__).parents[3]
 OUTSIDE = {"DNS": (53,), "outside": (443, 6443)}
+STEP = {**OUTSIDE, "Prefect's server": (4200,)}
 REACH: dict[str, dict[str, tuple[int, ...]]] = {
     "caller outside": {"gateway": (10443,)},
     "other pod in the cluster": {"gateway": (10443,)},
     "gateway": {"slot": (8000,), "DNS": (53,), "Envoy Gateway's controller": (18000,)},
     "Prometheus": {"gateway": (10443, 19001), "slot": (8000,), "state metrics": (9101,)},
     "slot": {"DNS": (53,)},
-    "worker": OUTSIDE,
-    "release": {**OUTSIDE, "gateway": (19001,), "slot": (8000,)},
-    "prepare": OUTSIDE,
-    "measure": {**OUTSIDE, "test server": (8000,)},
-    "sign": OUTSIDE,
+    "worker": STEP,
+    "release": {**STEP, "gateway": (19001,), "slot": (8000,)},
+    "prepare": STEP,
+    "measure": {**STEP, "test server": (8000,)},
+    "sign": STEP,
     "state metrics": OUTSIDE,
+    # Its database, and where notifications go.
+    "Prefect's server": {"DNS": (53,), "outside": (443, 5432)},
 }
 READ = ("get", "list", "watch")
 APPLY = ("create", "delete", "get", "list", "patch", "update", "watch")
@@ -39,9 +42,11 @@ RENDERED = {
     "llminferenceservices.serving.kserve.io", "networkpolicies.networking.k8s.io",
     "persistentvolumeclaims", "poddisruptionbudgets.policy", "scaledobjects.keda.sh", "serviceaccounts", "services", "verticalpodautoscalers.autoscaling.k8s.io",
 }  # fmt: skip
-WORKER = {"jobs.batch": ("create", "delete", *READ)} | dict.fromkeys(
-    ("events", "pods", "pods/log", "pods/status"), READ
-)
+WORKER = {
+    "jobs.batch": ("create", *READ),
+    "pods": ("list", "watch"),
+    "pods/log": ("get",),
+}
 RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("lockgate/lockgate-release", "lockgate-production"): dict.fromkeys(
         (RENDERED & {
@@ -61,6 +66,7 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("lockgate/lockgate-prepare", ""): {"": ()},
     ("lockgate-sign/lockgate-sign", ""): {"": ()},
     ("lockgate-production/lockgate-secrets", ""): {"": ()},
+    ("prefect/lockgate-secrets", ""): {"": ()},
     ("lockgate/lockgate-secrets", ""): {"": ()},
     ("lockgate-sign/lockgate-secrets", ""): {"": ()},
     ("lockgate/lockgate-worker", "lockgate"): WORKER,
@@ -217,7 +223,10 @@ def test_what_the_agents_projects_may_make_covers_what_the_repository_renders(
     """With everything that an environment and a cluster may take up: admission engine, mesh, rate limit, monitoring."""
     for cloud in get_args(Cloud):
         layout = Layout(("production",), "argocd", cloud, admission, monitoring=True)
-        objects = tables.rendered(layout, kubectl, mtls=True, components=("rate-limit",))
+        # What a person applies beside the agent, before Prefect's charts, is not the agent's.
+        objects = tables.rendered(
+            layout, kubectl, mtls=True, components=("rate-limit",), prefect=False
+        )
         found = {o["kind"] for o in objects}
         assert {"PodMonitor", "PrometheusRule", "EnvoyProxy", "PeerAuthentication",
                 "BackendTrafficPolicy", "ExternalSecret", "SecretStore"} <= found  # fmt: skip
@@ -244,6 +253,7 @@ def test_every_namespace_of_lockgates_refuses_what_is_not_restricted(
         namespaces = [o for o in objects if o["kind"] == "Namespace"]
         assert {o["metadata"]["name"] for o in namespaces} == {
             "lockgate", "lockgate-sign", "lockgate-gateway", "lockgate-tests", "lockgate-production",
+            "prefect",
         }  # fmt: skip
         for namespace in namespaces:
             labels = namespace["metadata"]["labels"]
@@ -260,6 +270,31 @@ def test_every_namespace_of_lockgates_refuses_what_is_not_restricted(
                 and o["metadata"]["namespace"] == namespace["metadata"]["name"]
             ]
             assert any(own), f"{namespace['metadata']['name']} has no policy for all of its pods"
+
+
+def test_every_secret_by_reference_finds_its_store_and_the_identity_that_reads_it(
+    rendered: dict[tuple[Cloud, Agent], list[dict[str, Any]]],
+) -> None:
+    for objects in rendered.values():
+        there = {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects}  # fmt: skip
+        assert len(there) == len(objects)
+        external = [o for o in objects if o["kind"] == "ExternalSecret"]
+        places = {o["metadata"]["namespace"] for o in external}
+        assert places >= {"prefect", "lockgate", "lockgate-sign", "lockgate-production"}
+        for item in external:
+            place, ref = item["metadata"]["namespace"], item["spec"]["secretStoreRef"]
+            assert (ref["kind"], place, ref["name"]) in there
+        for item in objects:
+            if item["kind"] == "SecretStore":
+                [account] = _service_accounts(item["spec"]["provider"])
+                assert ("ServiceAccount", item["metadata"]["namespace"], account) in there
+
+
+def _service_accounts(value: Any) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    named = [value["serviceAccountRef"]["name"]] if "serviceAccountRef" in value else []
+    return named + [name for inner in value.values() for name in _service_accounts(inner)]
 
 
 def test_the_evaluator_of_network_policies_knows_what_a_policy_says(tables: ModuleType) -> None:

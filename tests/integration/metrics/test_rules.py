@@ -154,6 +154,10 @@ FIRES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {f"lockgate_release_since_seconds{{{MODEL}}}": "-7000x40"},
         {f"lockgate_release_since_seconds{{{MODEL}}}": "0x40"},
     ),
+    "LockgateCanaryUndecided": (
+        {f"lockgate_canary_decide_by_seconds{{{MODEL}}}": "1800x40"},
+        {f"lockgate_canary_decide_by_seconds{{{MODEL}}}": "2400x40"},
+    ),
     "LockgateReleaseHeld": (
         {f'lockgate_release_phase{{{MODEL},phase="held"}}': "1x40"},
         {f'lockgate_release_phase{{{MODEL},phase="canary"}}': "1x40"},
@@ -391,6 +395,6 @@ def test_every_rule_computes_on_real_pages_in_a_real_prometheus(live: str) -> No
     for group in ask(live, "rules")["groups"]:
         for rule in group["rules"]:
             assert rule["health"] == "ok", rule
-    # On these pages everything is in order, but that the release began long ago.
+    # On these pages everything is in order, but that the canary began long ago.
     states = {a["labels"]["alertname"] for a in ask(live, "alerts")["alerts"]}
-    assert states == {"LockgateReleaseStuck"}
+    assert states == {"LockgateReleaseStuck", "LockgateCanaryUndecided"}

@@ -279,6 +279,54 @@ def test_two_never_drive_one_release_and_a_slow_server_is_nobody_who_drives_it(s
     assert said.splitlines() == ["driving", "another flow is driving m in prod"]
 
 
+BY_HAND = """
+import sys, time
+from pathlib import Path
+from lockgate.errors import Refused
+from tasks import turns
+from tasks.lease import LeaseHeld
+class Spec:
+    model, environment = "m", "prod"
+log, looks = Path(sys.argv[1]), iter([True, True])
+def look(workspace, spec):
+    if next(looks, False):
+        raise Refused("release r is under way")
+turns.refuse_beside_another = look
+turns.logger.warning = lambda text, *values: log.write_text(text % values)
+try:
+    with turns.turn(Spec(), wait=False, patience=1):
+        sys.exit("it began beside the other one")
+except LeaseHeld as held:
+    print(held.diagnostics(), flush=True)
+with turns.turn(Spec(), wait=True, every=0.1):
+    print("begins", flush=True)
+"""
+
+
+def test_a_release_by_hand_is_refused_beside_one_that_is_being_made_or_waits_its_turn(
+    site: Site, tmp_path: Path
+) -> None:
+    log, go, told = tmp_path / "log", tmp_path / "go", tmp_path / "told"
+    other = subprocess.Popen(
+        [sys.executable, "-c", ALONE, "other", str(log), str(go)], env=site.environment
+    )
+    wait_until(lambda: log.exists() and "begins other" in log.read_text(), 120, "the other one")
+    by_hand = subprocess.Popen(
+        [sys.executable, "-c", BY_HAND, str(told)],
+        env=site.environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert by_hand.stdout is not None
+    refused = by_hand.stdout.readline()
+    assert "another release of m to prod runs" in refused
+    assert "--wait" in refused + by_hand.stdout.readline()
+    assert by_hand.poll() is None and other.poll() is None
+    go.touch()
+    assert other.wait(120) == 0
+    assert by_hand.stdout.readlines()[-1] == "begins\n" and by_hand.wait(120) == 0
+    # Git had one under way for a while, after the other process had ended.
+    assert told.read_text() == "waiting: release r is under way"
+
+
 def test_an_event_is_known_to_the_server_with_model_and_payload(site: Site) -> None:
     tell = "from tasks.events import tell; tell('lockgate.canary.failed', 'm', 'prod', release='r')"
     site.python("-c", tell)

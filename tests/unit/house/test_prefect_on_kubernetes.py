@@ -1,4 +1,4 @@
-"""Prefect in a cluster: what the work pool makes of every deployment is a valid, restricted Job that runs as whom it should."""
+"""Prefect in a cluster: what Prefect's worker makes of every deployment is a valid, restricted Job that runs as whom it should."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import kubernetes_validate
 import pytest
 import yaml
 from prefect.server.api import collections_data
-from prefect.utilities.templating import apply_values, find_placeholders
+from prefect.utilities.templating import find_placeholders
 
 from tests.integration.git.layouts import own_checks
+from tests.unit.house.prefect_jobs import (
+    DEPLOYED,
+    NAMES,
+    PLATFORM,
+    ROOT,
+    as_stored,
+    job,
+    pod,
+    restricted_faults,
+    template,
+)  # fmt: skip
 
-ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = ROOT / "gitops_repo_template"
-PLATFORM = TEMPLATE / "platform"
 DATA = Path(__file__).parent / "data"
-DEPLOYED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-NAMES = [deployed["name"] for deployed in DEPLOYED]
 GPU_STEPS = {"quantize", "measure"}
 IDENTITIES = {"lockgate-release", "lockgate-prepare", "lockgate-measure", "lockgate-sign"}
 
@@ -43,12 +50,6 @@ def named(kind: str, namespace: str | None) -> set[str]:
     }
 
 
-@cache
-def template() -> dict[str, Any]:
-    (found,) = [o for o in objects() if o["metadata"]["name"] == "lockgate-workpool"]
-    return dict(json.loads(found["data"]["baseJobTemplate.json"]))
-
-
 def prefects_own() -> dict[str, Any]:
     path = Path(str(collections_data.__path__[0])) / "views" / "aggregate-worker-metadata.json"
     return dict(
@@ -56,22 +57,6 @@ def prefects_own() -> dict[str, Any]:
             "default_base_job_configuration"
         ]
     )
-
-
-def job(name: str) -> dict[str, Any]:
-    """The Job that Prefect's worker makes of a deployment's run: defaults, then the deployment's variables; the command and the
-    environment are the worker's to fill in."""
-    (deployed,) = [d for d in DEPLOYED if d["name"] == name]
-    properties = template()["variables"]["properties"]
-    values = {key: p["default"] for key, p in properties.items() if p.get("default") is not None}
-    values |= deployed["work_pool"]["job_variables"]
-    values |= {"name": name, "command": ["prefect", "flow-run", "execute"], "env": []}
-    made = apply_values(template()["job_configuration"], values)
-    return dict(made["job_manifest"])
-
-
-def pod(name: str) -> dict[str, Any]:
-    return dict(job(name)["spec"]["template"]["spec"])
 
 
 def test_the_template_has_what_prefects_worker_reads_and_names_no_variable_that_is_not_declared() -> (
@@ -88,7 +73,7 @@ def test_a_deployments_variables_are_the_pools_and_make_a_valid_job(name: str) -
     (deployed,) = [d for d in DEPLOYED if d["name"] == name]
     given = deployed["work_pool"]["job_variables"]
     jsonschema.validate(given, {**template()["variables"], "additionalProperties": False})
-    kubernetes_validate.validate(job(name), "1.35", strict=True)
+    kubernetes_validate.validate(as_stored(job(name)), "1.35", strict=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,12 +84,10 @@ def test_a_job_runs_restricted_as_an_identity_of_its_own_namespace(name: str) ->
     # What is in its network policies, settings and secrets follows from the step's name.
     step = made["spec"]["template"]["metadata"]["labels"]["lockgate.dev/step"]
     assert spec["serviceAccountName"] == f"lockgate-{step}"
-    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert restricted_faults(spec) == []
     (container,) = spec["containers"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }  # fmt: skip
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["args"] == ["prefect", "flow-run", "execute"]
     assert spec["priorityClassName"] in named("PriorityClass", None)
 
 
@@ -147,13 +130,27 @@ def test_nothing_that_looks_like_a_secret_stands_in_settings_variables_or_values
     assert named("Secret", "lockgate") | named("Secret", "prefect") == set()
 
 
-def test_only_steps_that_want_a_gpu_hold_one_and_wait_for_a_slot() -> None:
+def test_steps_that_want_a_gpu_and_no_others_share_one_queue_and_so_its_slots() -> None:
     gpus = {
         name: pod(name)["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for name in NAMES
     }
-    assert {name for name, count in gpus.items() if count} == GPU_STEPS
-    limits = {d["name"]: d.get("concurrency_limit") for d in DEPLOYED}
-    assert all(limits[name]["collision_strategy"] == "ENQUEUE" for name in GPU_STEPS)
+    queued = {d["name"] for d in DEPLOYED if d["work_pool"].get("work_queue_name") == "gpu"}
+    assert {name for name, count in gpus.items() if count} == queued == GPU_STEPS
+    # A limit of its own would be slots beside the shared ones.
+    assert not any(d.get("concurrency_limit") for d in DEPLOYED if d["name"] in GPU_STEPS)
+
+
+def test_every_container_of_the_workers_is_let_into_its_namespace() -> None:
+    """By default the chart's containers keep their capabilities, which `restricted` refuses."""
+    for path in (TEMPLATE / "charts").glob("prefect-worker*.yaml"):
+        worker = yaml.safe_load(path.read_text())["worker"]
+        containers = [{"name": "prefect-worker", "securityContext": worker["containerSecurityContext"]}]  # fmt: skip
+        if "baseJobTemplate" in worker["config"]:
+            given = worker["initContainer"]["containerSecurityContext"]
+            containers.append({"name": "sync-base-job-template", "securityContext": given})
+        # The pod's profile is the chart's default.
+        made = {"containers": containers, "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}  # fmt: skip
+        assert restricted_faults(made) == [], path.name
 
 
 def test_every_object_of_the_platform_is_valid_by_the_repositorys_own_checks() -> None:
@@ -166,6 +163,7 @@ def test_every_object_of_the_platform_is_valid_by_the_repositorys_own_checks() -
     assert faults == []
     listed = yaml.safe_load((PLATFORM / "prefect" / "kustomization.yaml").read_text())["resources"]
     there = {path.name for path in (PLATFORM / "prefect").glob("*.yaml")} - {"kustomization.yaml"}
+    there |= {f"stores/{path.name}" for path in (PLATFORM / "prefect" / "stores").iterdir()}
     assert set(listed) == there
 
 

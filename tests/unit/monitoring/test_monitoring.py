@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -17,7 +19,7 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Denied, Occupant, Phase, ReleaseState, Slot
-from lockgate.domain.spec import ServingSpec
+from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from lockgate.domain.state_metrics import page
 from lockgate.errors import GitError
 from lockgate.settings import Settings
@@ -102,6 +104,51 @@ def test_the_page_says_generation_phase_weights_candidates_and_denylist() -> Non
     ):
         assert line in text.splitlines()
     assert "lockgate_release_since_seconds{" not in text, "nothing is under way"
+
+
+def canary(**changes: Any) -> ReleaseState:
+    """The second version takes its first step since 12:00, for 600 s and 120 s of outages."""
+    stable = state().a
+    assert stable is not None
+    new = stable.model_copy(update={"release": "two"})
+    spec = CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=50)))
+    values = {
+        "model": "smol", "environment": "prod", "phase": Phase.CANARY, "stable": Slot.A, "a": stable,
+        "b": new, "canary": spec, "step": 0, "weight": 5, "since": "2026-11-28T12:00:00Z",
+    }  # fmt: skip
+    return ReleaseState.model_validate(values | changes)
+
+
+def decide_by(of: ReleaseState) -> str | None:
+    name = 'lockgate_canary_decide_by_seconds{model="smol",namespace="lockgate-prod"} '
+    found = [line.removeprefix(name) for line in page([of]).splitlines() if line.startswith(name)]
+    if not found:
+        return None
+    return datetime.fromtimestamp(float(found[0]), UTC).strftime("%H:%M:%S")
+
+
+def verdict(said: str) -> dict[str, Any]:
+    report = Digest.of_bytes(b"report")
+    return {
+        "step": 0, "weight": 5, "verdict": said, "report": report, "at": "t", "summary": "few requests",
+    }  # fmt: skip
+
+
+def test_a_canary_without_a_verdict_says_until_when_it_has_to_have_one() -> None:
+    assert decide_by(canary()) == "12:12:00"
+    # Held for want of one it still has none; whoever lifts the hold gives it its time anew.
+    held = {"phase": Phase.HELD, "held_from": Phase.CANARY, "held_reason": "no verdict within 600 s"}  # fmt: skip
+    assert decide_by(canary(**held, verdicts=[verdict("insufficient_data")])) == "12:12:00"
+    assert decide_by(canary(resumed="2026-11-28T13:00:00Z")) == "13:12:00"
+
+
+def test_a_canary_that_has_its_verdict_and_a_release_that_is_none_have_no_such_time() -> None:
+    assert decide_by(canary(verdicts=[verdict("pass")])) is None
+    assert decide_by(canary(phase=Phase.AWAITING_APPROVAL, verdicts=[verdict("pass")])) is None
+    assert decide_by(canary(phase=Phase.DEPLOYING, step=None, weight=0)) is None
+    assert decide_by(state()) is None
+    # The verdict of the step before is none on this one.
+    assert decide_by(canary(step=1, weight=50, verdicts=[verdict("pass")])) == "12:12:00"
 
 
 def test_a_repository_that_cannot_be_read_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
