@@ -71,6 +71,8 @@ def committed(wanted: ReleaseState, repo: Path, kubectl: Path) -> dict[str, Any]
         (repo / path).write_text(text)
         item = yaml.safe_load(text)
         validate(item)
+        if not path.endswith(".yaml"):
+            continue  # kept for later, and applied by nobody
         found[f"{item['kind']}/{item['metadata']['name']}"] = item
     return found
 

@@ -14,7 +14,8 @@ import pytest
 from lockgate.adapters.git import Agent, Layout
 from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, Kind
 from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOMIZATIONS
-from lockgate.adapters.kube.kserve import INFERENCE_SERVICES, LLM_SERVICES
+from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
+from lockgate.adapters.kube.kserve import LLM_SERVICES
 from lockgate.adapters.kube.models import GROUPS
 from serving.manifests import pod_template
 from tests.unit.serving.test_kube import (
@@ -29,6 +30,7 @@ from tests.unit.serving.test_kube import (
 from tests.unit.serving.test_kubernetes_job import CANDIDATE, Cluster
 from tests.unit.serving.test_kubernetes_job import NAMESPACE as TESTS
 
+KSERVE = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS)
 ROOT = Path(__file__).parents[3]
 AGENTS: dict[Agent, tuple[str, ArgoCd | Flux]] = {
     "argocd": ("argocd", ArgoCd("lockgate-models-prod")),
@@ -60,7 +62,7 @@ def given(tables: ModuleType, kubectl: Path, agent: Agent, who: str) -> Rights:
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
     agents = (APPLICATIONS, KUSTOMIZATIONS, GIT_REPOSITORIES)
-    made = Kubernetes(NAMESPACE, (*agents, GROUPS, LLM_SERVICES, INFERENCE_SERVICES))
+    made = Kubernetes(NAMESPACE, (*agents, *KSERVE, GROUPS))
     yield made
     made.close()
 
