@@ -9,6 +9,7 @@ whose status takes up its configuration's and its route's each by itself (`pkg/r
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -34,17 +35,18 @@ class Memory:
     """A store without a server."""
 
     def __init__(self) -> None:
-        self._items: dict[tuple[Kind, str], Item] = {}
+        self._items: dict[Kind, dict[str, str]] = {}
 
     def items(self, kind: Kind) -> list[Item]:
-        return [copy.deepcopy(item) for (k, _), item in self._items.items() if k == kind]
+        return [json.loads(text) for text in self._items.get(kind, {}).values()]
 
     def put(self, kind: Kind, item: Item) -> None:
         metadata = {"namespace": "lockgate-local", **item["metadata"]}
-        self._items[kind, metadata["name"]] = copy.deepcopy({**item, "metadata": metadata})
+        known = self._items.setdefault(kind, {})
+        known[metadata["name"]] = json.dumps({**item, "metadata": metadata})
 
     def delete(self, kind: Kind, name: str) -> None:
-        del self._items[kind, name]
+        del self._items[kind][name]
 
 
 class Knative:
@@ -130,8 +132,8 @@ class Knative:
                     previous, rolled_out = rolled_out, said["ready"]
             elif said["ready"] == said["created"] and target["percent"] < 100:
                 # "the latest ready revision is rolled out with 100% and then rolled back"
-                if by_revision[target["revisionName"]] == 100 and previous:
-                    rolled_out = previous
+                whole = by_revision[target["revisionName"]] == 100
+                rolled_out = previous if whole and previous else rolled_out
         component = {
             "latestCreatedRevision": said["created"],
             "latestReadyRevision": said["ready"],

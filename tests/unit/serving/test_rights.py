@@ -67,6 +67,11 @@ def kubernetes() -> Iterator[Kubernetes]:
     made.close()
 
 
+def inference_service() -> dict[str, Any]:
+    labels = {"lockgate.dev/model": "smol"}
+    return {"metadata": {"name": "smol", "labels": labels}, "spec": {"predictor": {}}}
+
+
 def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     """Whatever a release asks of a cluster, with an HTTPRoute and with KServe: whole status, one slot, waits for a commit."""
     observed = cluster(kubernetes, agent=agent)
@@ -82,6 +87,10 @@ def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     weights = {"a": 95, "b": 5}
     for slot in weights:
         kubernetes.put(LLM_SERVICES, llm_service(slot, weights))
+    assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
+    for slot in weights:
+        kubernetes.delete(LLM_SERVICES, f"smol-{slot}")
+    kubernetes.put(INFERENCE_SERVICES, inference_service())
     assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
 
 
@@ -111,6 +120,7 @@ def test_the_release_flow_may_read_what_it_asks_for_and_nothing_else(
     # A kind that holds weights is watched in its turn: HTTPRoutes or KServe's services.
     assert {"list", "watch"} <= wanted[NAMESPACE, "httproutes.gateway.networking.k8s.io"]
     assert {"list", "watch"} <= wanted[NAMESPACE, "llminferenceservices.serving.kserve.io"]
+    assert {"list", "watch"} <= wanted[NAMESPACE, "inferenceservices.serving.kserve.io"]
     assert set(rights) == set(wanted)
     for key, verbs in wanted.items():
         assert verbs <= rights[key], key
