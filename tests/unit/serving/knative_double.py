@@ -17,7 +17,7 @@ from lockgate.adapters.kube import Kind
 from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
 from lockgate.adapters.kube.models import PODS
 from lockgate.domain.cluster import CANDIDATE_ANNOTATION
-from tests.unit.serving.kubernetes_double import live_pod
+from tests.unit.serving.kubernetes_double import Kubernetes, live_pod
 
 Item = dict[str, Any]
 TAG = "serving.kserve.io/enable-tag-routing"
@@ -47,6 +47,27 @@ class Memory:
 
     def delete(self, kind: Kind, name: str) -> None:
         del self._items[kind][name]
+
+
+class Published(Memory):
+    """A store whose objects stand at an API server whenever somebody is about to ask that one."""
+
+    def __init__(self, kubernetes: Kubernetes) -> None:
+        super().__init__()
+        self._kubernetes = kubernetes
+        self._there: dict[tuple[Kind, str], str] = {}
+
+    def publish(self) -> None:
+        now = {(kind, name): t for kind, known in self._items.items() for name, t in known.items()}
+        for kind, name in self._there.keys() - now.keys():
+            self._kubernetes.delete(kind, name)
+        for (kind, name), text in now.items():
+            there = self._there.get((kind, name))
+            if there != text:
+                if there is not None:
+                    self._kubernetes.delete(kind, name)  # what is not there any more is not kept
+                self._kubernetes.put(kind, json.loads(text))
+        self._there = now
 
 
 class Knative:

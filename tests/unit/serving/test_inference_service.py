@@ -30,7 +30,7 @@ from lockgate.domain.cluster import ClusterStatus, ModelStatus, lagging
 from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import dump_state, load_state
 from lockgate.domain.images import ImageRef
-from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
+from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState, Slot
 from lockgate.domain.rollout import (
     Look,
     SmokeResult,
@@ -49,7 +49,7 @@ from serving.manifests.kserve import render_services
 from serving.manifests.render import slot_objects
 from tasks.watching import Watcher
 from tests.unit.rollout.world import BEGIN, verdict
-from tests.unit.serving.knative_double import Agent, Knative, Memory, Store
+from tests.unit.serving.knative_double import Agent, Knative, Memory, Published, Store
 from tests.unit.serving.kubernetes_double import Kubernetes
 
 TEMPLATE = Path(__file__).parents[3] / "gitops_repo_template"
@@ -105,6 +105,8 @@ class World:
         self.kinds: list[TransitionKind] = []
         self.knative, self.agent = Knative(store), Agent(store)
         self.fate = "promoted"
+        self.pace = 15.0
+        """Seconds between two looks of the driver."""
         self._present: Present = {}
         self._slots_of, self._status = slots_of, status
         self._last: dict[str, int] = {}
@@ -135,13 +137,13 @@ class World:
         for _ in range(count):
             for action in self.actions:
                 self.turn(action)
-            seen = self._status()
-            if self.state.release_under_way is None and not lagging(seen, self.state):
+            done = self.state.release_under_way is None
+            if done and not lagging(self._status(), self.state):
                 return True
         return False
 
     def drive(self) -> None:
-        self.now += timedelta(seconds=15)
+        self.now += timedelta(seconds=self.pace)
         if self.state.release_under_way is None:
             return
         self._commit(advance(self.state, self.look(), self.now))
@@ -267,6 +269,43 @@ def test_in_whatever_order_all_take_their_turns_no_candidate_gets_more_than_is_c
             assert world.knative.shares == {_at(world.state, world.state.stable): 100}
 
 
+def test_a_share_dropped_in_the_commit_that_puts_stable_back_would_send_everything_to_the_rejected_one(
+    slots_of: Any,
+) -> None:
+    """What the commit between them is for; that these rules of KServe's show it."""
+    world = in_memory(slots_of)
+    world.release("r0", "promoted")
+    assert world.rounds(80)
+    world.release("r1", "fails")
+    while world.state.phase is not Phase.DRAINING:
+        assert not world.rounds(1)
+    world.state = world.state.model_copy(update={"restoring": None})
+    with pytest.raises(AssertionError, match="100% on a rejected candidate"):
+        world.rounds(80)
+
+
+def test_where_kserve_takes_stable_for_rolled_back_nobody_meets_the_candidate_and_stable_comes_back(
+    slots_of: Any,
+) -> None:
+    """Knative's route was quicker than its configuration: to KServe nothing newer exists yet, and all goes to what is before it."""
+    world = in_memory(slots_of)
+    for name in ("r0", "r1"):
+        world.release(name, "promoted")
+        assert world.rounds(80)
+    world.release("r2", "promoted")
+    for action in ("fetch", "account", "apply", "kserve", "service", "route", "service"):
+        world.turn(action)
+    for action in ("kserve", "kserve", "service", "route"):
+        world.turn(action)
+    before, stable = (str(occupant(name).candidate.digest) for name in ("r0", "r1"))
+    assert world.knative.shares == {before: 100}
+    assert world.rounds(160), (world.state.phase, world.kinds)
+    assert TransitionKind.RAISE not in world.kinds[-4:]
+    assert world.state.last is not None
+    assert (world.state.last.release, world.state.last.outcome) == ("r2", Outcome.ABORTED)
+    assert world.knative.shares == {stable: 100}
+
+
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
     kinds = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS, GROUPS)
@@ -282,11 +321,19 @@ def test_a_release_is_driven_through_the_api_server_and_every_commit_comes_into_
         "local", gateway=Gateway("https://{model}.example.com/"), remote="r",
         reader=kubernetes.reader(),
     )  # fmt: skip
-    world = World(slots_of, kubernetes, lambda: cluster.status().models.get("smol"))
-    for number, fate in enumerate(("promoted", "fails", "promoted")):
+    store = Published(kubernetes)
+
+    def status() -> ModelStatus | None:
+        store.publish()
+        return cluster.status().models.get("smol")
+
+    world = World(slots_of, store, status)
+    world.pace = 60
+    for number, fate in enumerate(("promoted", "fails")):
         world.release(f"r{number}", fate)
         assert not cluster.carry_out("c" * 40, world.state, timeout_seconds=0)
         assert world.rounds(40), (fate, world.state.phase, world.kinds)
         assert cluster.carry_out("c" * 40, world.state, timeout_seconds=0)
-    assert world.knative.shares == {str(occupant("r2").candidate.digest): 100}
+    assert world.knative.shares == {str(occupant("r0").candidate.digest): 100}
     assert world.kinds.count(TransitionKind.RESTORE) == 1
+    assert kubernetes.methods == {"GET"}

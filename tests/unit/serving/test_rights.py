@@ -91,7 +91,7 @@ def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     for slot in weights:
         kubernetes.delete(LLM_SERVICES, f"smol-{slot}")
     kubernetes.put(INFERENCE_SERVICES, inference_service())
-    assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
+    assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=1.5)
 
 
 def asked(kubernetes: Kubernetes) -> Rights:
