@@ -90,8 +90,15 @@ class _Seen:
 
     @property
     def weights(self) -> dict[str, int]:
-        """Percent by slot; what goes to a revision that is in none counts for the empty name."""
-        slots = {r["metadata"]["name"]: slot_of(r) or "" for r in self.revisions}
+        """Percent by slot; what goes to a revision of neither slot's candidate, an older version's, counts for the empty name."""
+        wanted = self.wanted
+        occupied = {s: w["candidate"] for s, w in wanted["slots"].items()} if wanted else {}
+        slots = {
+            r["metadata"]["name"]: str(slot)
+            for r in self.revisions
+            if (slot := slot_of(r)) in occupied
+            and annotation(r, CANDIDATE_ANNOTATION) == occupied[slot]
+        }
         found: Counter[str] = Counter()
         for revision, share in self.shares.items():
             found[slots.get(revision, "")] += share

@@ -63,7 +63,7 @@ SPEC = CanarySpec(
     bake_seconds=100,
     outage_budget_seconds=600,
 )
-SEEDS = 8
+SEEDS = 5
 FATES = ("promoted", "fails", "fails in the bake", "fails at once", "never ready")
 Item = dict[str, Any]
 Present = dict[str, tuple[str, Item]]
