@@ -22,6 +22,7 @@ from lockgate.domain.rollout import Transition, Wait, start
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import Measurements, PreparedModel, ReleaseOutcome, StageSeconds
+from serving.engines.registry import engine
 from serving.manifests import pod_template
 from tasks import durations
 from tasks.bases import rendering_as_described, with_bases
@@ -94,7 +95,7 @@ def open_release(
     )  # fmt: skip
     if draft.already_stable or _is_under_way(state, candidate):
         return draft
-    answer = start(state, _occupant(state, candidate, candidate.digest), spec.canary, _now())
+    answer = _start(state, _occupant(state, candidate, candidate.digest), spec)
     if isinstance(answer, Transition):
         logger.info("if its gates pass: %s", answer.subject)
     return draft
@@ -128,7 +129,7 @@ def first_manifests(
     def build(newest: ReleaseState) -> Transition | Wait | None:
         if _is_under_way(newest, candidate):
             return None
-        return start(newest, _occupant(newest, candidate, candidate.digest), spec.canary, _now())
+        return _start(newest, _occupant(newest, candidate, candidate.digest), spec)
 
     return workspace.gitops.preview(
         spec.model, spec.environment, build, rendering_as_described(workspace, candidate)
@@ -151,7 +152,7 @@ def commit_candidate(
         if _is_under_way(newest, candidate):
             return None
         occupant = _occupant(newest, candidate, evidence, requested_by)
-        return start(newest, occupant, spec.canary, _now())
+        return _start(newest, occupant, spec)
 
     manifests = rendering_as_described(workspace, candidate)
     return apply(workspace, spec.model, spec.environment, build, manifests).state
@@ -275,6 +276,11 @@ def _occupant(
     return Occupant(
         candidate=candidate, release=release, evidence=evidence, requested_by=requested_by
     )
+
+
+def _start(state: ReleaseState, occupant: Occupant, spec: ReleaseSpec) -> Transition | Wait:
+    one_object = engine(occupant.candidate.serving.engine).one_object
+    return start(state, occupant, spec.canary, _now(), one_object=one_object)
 
 
 def _now() -> datetime:

@@ -23,6 +23,7 @@ from lockgate.domain.rollout import (
     Rejection,
     SlotReadiness,
     SmokeResult,
+    Successor,
     Verification,
 )
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
@@ -54,6 +55,8 @@ class Slots(NamedTuple):
     b: SlotReadiness | None
     baseline: SlotReadiness | None
     live_generation: int | None
+    successor: Successor | None = None
+    shares: dict[str, int] | None = None
 
 
 class Watcher:
@@ -112,6 +115,7 @@ class Watcher:
             a=slots.a,
             b=slots.b,
             baseline=slots.baseline,
+            successor=slots.successor,
             smoke=self._smoke,
             verification=self._verify(subject) if proving else None,
             fallback_verification=self._verify(self._stable()) if proving else None,
@@ -119,6 +123,7 @@ class Watcher:
             decision=decision,
             blind_seconds=blind,
             live_generation=slots.live_generation,
+            shares=slots.shares,
         )
 
     def rest(self) -> None:
@@ -185,7 +190,21 @@ class Watcher:
         if model is None:
             return Slots(None, None, None, None)
         a, b, baseline = (self._readiness(slot, model) for slot in Slot)
-        return Slots(a, b, baseline, model.generation)
+        shares = model.route.effective if model.route is not None else None
+        return Slots(a, b, baseline, model.generation, self._successor(model), shares)
+
+    def _successor(self, model: ModelStatus) -> Successor | None:
+        seen = model.successor
+        if seen is None or seen.slot.candidate is None:
+            return None
+        wanted = max(self.state.replicas(Slot(seen.slot.slot)), seen.slot.desired)
+        return Successor(
+            candidate=Digest(seen.slot.candidate),
+            ready=seen.slot.updated > 0,
+            sized=0 < wanted <= seen.slot.updated,
+            refusal="; ".join(seen.slot.refusals) or None,
+            generation=seen.generation,
+        )
 
     def _readiness(self, slot: Slot, model: ModelStatus) -> SlotReadiness | None:
         seen: SlotStatus | None = model.slots.get(slot.value)

@@ -12,6 +12,10 @@ FAILOVER_ANNOTATION = "lockgate.dev/failover-slots"
 """On the route: slots that may take all traffic when the other one has no ready replica."""
 GENERATION_ANNOTATION = "lockgate.dev/generation"
 """On the route: generation of the release state that it carries out, to be found again on the live object."""
+TEMPLATE_ANNOTATION = "lockgate.dev/template"
+"""On a version that is one of two in the same object: generation of the state whose commit put it there."""
+WANTED_ANNOTATION = "lockgate.dev/wanted"
+"""Beside such an object, which cannot carry it: what it asks for, and which candidate and weight each slot has (JSON)."""
 
 
 class PodStatus(Frozen):
@@ -75,6 +79,14 @@ class RouteStatus(Frozen):
     """Place of the rule that says it among the route's rules."""
 
 
+class Successor(Frozen):
+    """The version that an engine with one object for both sends everything to as soon as no share is asked for."""
+
+    generation: int
+    """Of the state whose commit put it there."""
+    slot: SlotStatus
+
+
 class ModelStatus(Frozen):
     model: str
     commit: str
@@ -85,6 +97,8 @@ class ModelStatus(Frozen):
     gateway_error: str | None = None
     route: RouteStatus | None
     slots: dict[str, SlotStatus]
+    successor: Successor | None = None
+    """None where each version has an object of its own, and while the newest version is not ready."""
     error: str | None = None
     """Why a newer commit's manifests of this model were refused."""
 

@@ -33,10 +33,10 @@ class Capability(StrEnum):
     """Stable is stopped before the candidate starts."""
     IDLE_OLD_VERSION = "idle old version"
     """The old version stays warm through the bake without any traffic."""
-    QUIET_ROLLBACK = "quiet end of a rollback"
-    """A rejected candidate gets no request again when its rollback is cleared away."""
     UNTOUCHED_STABLE = "untouched stable version"
     """When a candidate has left, stable's servers are those that ran before."""
+    PINNED_STABLE = "pinned stable version"
+    """No moment of a deployment sends stable's traffic to anything but stable."""
 
 
 def needed(canary: CanarySpec, *, first_release: bool, embedded: bool) -> dict[Capability, str]:
@@ -48,7 +48,6 @@ def needed(canary: CanarySpec, *, first_release: bool, embedded: bool) -> dict[C
         found[Capability.EMBEDDED_CLUSTER] = "LOCKGATE_CLUSTER is `local`"
     if first_release:
         return found
-    found[Capability.QUIET_ROLLBACK] = "every release may be rolled back"
     if canary.strategy is Strategy.BORROW:
         found[Capability.BORROW] = "strategy `borrow`"
     if canary.strategy is Strategy.RECREATE:

@@ -53,6 +53,15 @@ class Phase(StrEnum):
 TERMINAL_PHASES = frozenset({Phase.EMPTY, Phase.STABLE})
 
 
+class Restoring(StrEnum):
+    """How far stable's version is put back into the one object that an engine has for both."""
+
+    DUE = "due"
+    """The object asks for the candidate: should that one leave, stable's version has to be put back first."""
+    UNDER_WAY = "under_way"
+    """The object asks for stable's version again, which is waited for; the candidate's servers are not gone yet."""
+
+
 class Occupant(Frozen):
     """What stands in a slot."""
 
@@ -148,6 +157,8 @@ class ReleaseState(Frozen):
     that stable had, else 0."""
     fresh_baseline: bool = False
     """Whether slot `baseline` stands: from the candidate's deployment until its last requests after the canary are out."""
+    restoring: Restoring | None = None
+    """None where each version has an object of its own, which just goes with it, and where nothing is under way."""
     leaving: Leaving | None = None
     """Strategy `borrow`: set while a candidate gives its replicas back."""
     denylist: tuple[Denied, ...] = ()
@@ -170,6 +181,10 @@ class ReleaseState(Frozen):
         self._check_lent()
         if self.fresh_baseline and (self.stable is None or self.phase in TERMINAL_PHASES):
             raise ValueError("a fresh baseline without a release under way")
+        if self.restoring is not None and (self.stable is None or self.phase in TERMINAL_PHASES):
+            raise ValueError("nothing is there to be restored")
+        if self.restoring is Restoring.UNDER_WAY and self.phase is not Phase.DRAINING:
+            raise ValueError(f"stable's version is restored in phase {self.phase}")
         for slot, weight in self.weights().items():
             occupant = self.occupant(slot)
             if weight and occupant is not None and self.is_denied(occupant.candidate.digest):

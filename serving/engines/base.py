@@ -37,6 +37,10 @@ class Engine(Protocol):
         """What it cannot do in a rollout, each with the reason that `lockgate plan` gives. Empty: nothing is lacking."""
 
     @property
+    def one_object(self) -> bool:
+        """Whether stable and candidate are two versions of one object, so that neither can be taken away by itself."""
+
+    @property
     def port(self) -> int:
         """Port the server listens on inside a pod."""
 

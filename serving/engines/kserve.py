@@ -1,9 +1,8 @@
 """vLLM under KServe: the same server with the same arguments, started and routed by KServe's controllers.
 
 `kserve` makes one LLMInferenceService for each slot (KServe 0.20), which share the traffic by `group` and `weight`;
-`kserve-serverless` one InferenceService, whose two newest Knative revisions share it by `canaryTrafficPercent`. What neither
-can do is said in `lacks`. No release of the latter is begun: its revisions are not observed, and but for a first release
-the end of a rollback would send users to the version that was rejected.
+`kserve-serverless` one InferenceService, two of whose Knative revisions share it by `canaryTrafficPercent`. What neither can do is
+said in `lacks`.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class KserveServerlessEngine(KserveEngine):
 
     name = "kserve-serverless"
     container = "kserve-container"
+    one_object = True
     lacks: Mapping[Capability, str] = {
-        Capability.OBSERVED_SLOTS: "an InferenceService's two revisions are rendered, and not read back yet",
         Capability.EMBEDDED_CLUSTER: _EMBEDDED,
         Capability.IDLE_FIRST_RELEASE: "Knative sends everything to the first revision as soon as it is ready",
         Capability.HEADER: "a revision is reached by a tag in the host name, not by a header",
@@ -51,7 +50,8 @@ class KserveServerlessEngine(KserveEngine):
         Capability.BORROW: "both revisions have the size of the one InferenceService",
         Capability.RECREATE: "Knative stops the old revision only when the new one is ready",
         Capability.IDLE_OLD_VERSION: "Knative stops a revision that no traffic goes to",
-        Capability.QUIET_ROLLBACK: "when stable's template is put back, Knative sends the newest ready revision everything, "
-        "which is the rejected one until stable's new revision is ready",
-        Capability.UNTOUCHED_STABLE: "after a rollback stable's template is a new revision, whose servers start anew",
+        Capability.UNTOUCHED_STABLE: "after a rollback stable's servers start anew, as a third set beside stable's old ones and "
+        "the candidate's, which stay until those are ready: without room for it the rollback's end waits",
+        Capability.PINNED_STABLE: "KServe may take stable for rolled back in the moment in which a candidate is deployed, and send "
+        "everything to the version before it: the release then ends, and its end puts stable back",
     }

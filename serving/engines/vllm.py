@@ -102,6 +102,7 @@ class VllmEngine:
     name = "vllm"
     container = "vllm"
     lacks: Mapping[Capability, str] = {}
+    one_object = False
     port = 8000
     health_path = "/health"
     metrics_path = "/metrics"

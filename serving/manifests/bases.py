@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lockgate.domain.candidates import Candidate
-from lockgate.domain.cluster import CANDIDATE_ANNOTATION
+from lockgate.domain.cluster import CANDIDATE_ANNOTATION, TEMPLATE_ANNOTATION, WANTED_ANNOTATION
 from lockgate.domain.digests import Digest
 from lockgate.domain.release_state import ReleaseState
 from serving.manifests.render import render, slot_objects
@@ -39,11 +39,18 @@ def changed_by_bases(state: ReleaseState, repo_root: Path, *, kubectl: Path) -> 
 
 
 def _parsed(files: dict[str, str], path: str) -> Any:
-    return yaml.load(files[path], Loader=_Loader) if path in files else None
+    if path not in files:
+        return None
+    # Which commit it came with is no word of the bases.
+    return _without(yaml.load(files[path], Loader=_Loader), TEMPLATE_ANNOTATION, WANTED_ANNOTATION)
 
 
 def _unnamed(value: Any) -> Any:
     """Without the annotation that names the candidate."""
+    return _without(value, CANDIDATE_ANNOTATION, WANTED_ANNOTATION)
+
+
+def _without(value: Any, *keys: str) -> Any:
     if isinstance(value, dict):
-        return {k: _unnamed(v) for k, v in value.items() if k != CANDIDATE_ANNOTATION}
-    return [_unnamed(v) for v in value] if isinstance(value, list) else value
+        return {k: _without(v, *keys) for k, v in value.items() if k not in keys}
+    return [_without(v, *keys) for v in value] if isinstance(value, list) else value

@@ -17,6 +17,8 @@ from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.errors import RenderingError
 from serving.manifests import groups, kserve, kustomize
 from serving.manifests.groups import workload_kind
+from serving.manifests.inference_service import OTHER
+from serving.manifests.kserve_parts import twin
 from serving.manifests.names import namespace, slot_name
 from serving.manifests.routes import routed
 from serving.manifests.scalers import SCALER_KINDS, scaled, scaler
@@ -95,9 +97,7 @@ def pod_template(
         )
     (deployment,) = (
         item
-        for item in slot_objects(
-            model, environment, kserve.twin(candidate), repo_root, kubectl=kubectl
-        )
+        for item in slot_objects(model, environment, twin(candidate), repo_root, kubectl=kubectl)
         if item["kind"] == "Deployment" and item["metadata"]["name"] == name
     )
     template: dict[str, Any] = deployment["spec"]["template"]
@@ -123,7 +123,7 @@ def slot_objects(
 def _read_objects(directory: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     """File name → text and object of what is there. An unreadable file counts as absent and is rendered anew."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for path in sorted(directory.glob("*.yaml")):
+    for path in sorted((*directory.glob("*.yaml"), *directory.glob(f"*.yaml{OTHER}"))):
         text = path.read_text()
         try:
             item = yaml.load(text, Loader=_Loader)

@@ -1,8 +1,5 @@
-"""A model that KServe runs, by what its services say of themselves.
-
-`LLMInferenceService`: one for each slot; they find each other by `spec.router.route.group` and share the traffic by their
-weights, which each member's status repeats once its controller carries them out. `InferenceService`: one for the model; its
-two newest revisions share the traffic, and there are no slots to be told apart, so only what is routed is read.
+"""A model that KServe runs as LLMInferenceServices: one for each slot. They find each other by `spec.router.route.group` and
+share the traffic by their weights, which each member's status repeats once its controller carries them out.
 """
 
 from __future__ import annotations
@@ -21,11 +18,6 @@ from lockgate.adapters.kube.reading import (
 from lockgate.domain.cluster import CANDIDATE_ANNOTATION, ModelStatus, RouteStatus, SlotStatus
 
 LLM_SERVICES = Kind("serving.kserve.io", "v1alpha2", "llminferenceservices")
-INFERENCE_SERVICES = Kind("serving.kserve.io", "v1beta1", "inferenceservices")
-
-
-def kind_of(service: Mapping[str, Any]) -> Kind:
-    return LLM_SERVICES if "router" in service["spec"] else INFERENCE_SERVICES
 
 
 def model_status(
@@ -34,9 +26,7 @@ def model_status(
     pods: Sequence[Mapping[str, Any]],
     gateway_url: str,
 ) -> ModelStatus:
-    """Slots and weights of the model's services, all of the same kind."""
-    if kind_of(services[0]) is INFERENCE_SERVICES:
-        raise ValueError("an InferenceService has no slots that could be observed one by one")
+    """Slots and weights of the model's services."""
     slots: dict[str, SlotStatus] = {}
     for service in services:
         slot = slot_of(service)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lockgate.adapters.kube import kserve
+from lockgate.adapters.kube import inference_service, kserve
 from lockgate.adapters.kube.api import Forbidden, Kind, Listing, Reader
+from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
 from lockgate.adapters.kube.reading import (
     carried_out,
     group_status,
@@ -25,7 +26,7 @@ PODS = Kind("", "v1", "pods")
 ROUTES = Kind("gateway.networking.k8s.io", "v1", "httproutes")
 GROUPS = Kind("leaderworkerset.x-k8s.io", "v1", "leaderworkersets")
 """A slot whose replicas span several nodes."""
-_OPTIONAL = (GROUPS, kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES)
+_OPTIONAL = (GROUPS, kserve.LLM_SERVICES, INFERENCE_SERVICES)
 """Most clusters know none of these, and an identity may have no right to them."""
 
 
@@ -72,23 +73,29 @@ class ModelReader:
             return self._reader.list(kind, self.namespace, labels)
 
         routes = listed(ROUTES)
+        several, no_services = self._optional(kserve.LLM_SERVICES, labels)
+        single, no_single = self._optional(INFERENCE_SERVICES, labels)
+        accounts = listed(ACCOUNTS).items if single.items else ()
+        revisions = listed(REVISIONS).items if single.items else ()
         pods = listed(PODS).items
         deployments = listed(DEPLOYMENTS).items
         replica_sets = listed(REPLICA_SETS).items
-        groups, no_groups = self._first((GROUPS,), labels)
-        services, no_services = self._first(
-            (kserve.LLM_SERVICES, kserve.INFERENCE_SERVICES), labels
-        )
+        groups, no_groups = self._optional(GROUPS, labels)
         try:
-            if services.items:
-                status = kserve.model_status(model, services.items, pods, gateway_url)
-                return Observed(status, services, kserve.kind_of(services.items[0]))
+            if several.items:
+                status = kserve.model_status(model, several.items, pods, gateway_url)
+                return Observed(status, several, kserve.LLM_SERVICES)
+            if single.items:
+                status = inference_service.model_status(
+                    model, single.items, accounts, revisions, pods, gateway_url
+                )
+                return Observed(status, single, INFERENCE_SERVICES)
             status = _status(
                 model, gateway_url, routes.items, deployments, replica_sets, groups.items, pods
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ClusterError(f"what runs of {model} cannot be read: {error!r}") from error
-        trouble = no_services or no_groups
+        trouble = no_services or no_single or no_groups
         if not status.slots and trouble is not None:
             status = status.model_copy(update={"error": trouble})
         return Observed(status, routes, ROUTES)
@@ -99,20 +106,12 @@ class ModelReader:
             since.watched, self.namespace, {MODEL_LABEL: model}, since.routes, seconds
         )
 
-    def _first(
-        self, kinds: Iterable[Kind], labels: Mapping[str, str]
-    ) -> tuple[Listing, str | None]:
-        """The first of these kinds that the model has objects of, or why they could not be read."""
-        trouble = None
-        for kind in kinds:
-            try:
-                found = self._reader.list(kind, self.namespace, labels)
-            except Forbidden as error:
-                trouble = error.message
-                continue
-            if found.items:
-                return found, None
-        return Listing((), ""), trouble
+    def _optional(self, kind: Kind, labels: Mapping[str, str]) -> tuple[Listing, str | None]:
+        """The model's objects of a kind that not every identity may read, or why they could not be read."""
+        try:
+            return self._reader.list(kind, self.namespace, labels), None
+        except Forbidden as error:
+            return Listing((), ""), error.message
 
 
 def _status(

@@ -15,7 +15,11 @@ from pydantic import Field
 
 from lockgate.domain.approval.approvers import NAME
 from lockgate.domain.base import Frozen
-from lockgate.domain.cluster import FAILOVER_ANNOTATION, GENERATION_ANNOTATION
+from lockgate.domain.cluster import (
+    FAILOVER_ANNOTATION,
+    GENERATION_ANNOTATION,
+    WANTED_ANNOTATION,
+)
 from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.gitops import load_yaml
 from lockgate.domain.policy import ApprovalRule
@@ -25,6 +29,7 @@ from lockgate.errors import GitError
 
 LIFT_MINUTES = 60
 """How long a signed lifting of a denial may be carried out: it is committed by whoever signs it, at once."""
+_MARKS = (FAILOVER_ANNOTATION, GENERATION_ANNOTATION, WANTED_ANNOTATION)
 _SCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 
@@ -185,7 +190,7 @@ def _lasting(document: dict[str, Any]) -> Any:
 def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
     """Without the annotations that a transition writes."""
     metadata = document.get("metadata") or {}
-    kept = _without(metadata.get("annotations") or {}, FAILOVER_ANNOTATION, GENERATION_ANNOTATION)
+    kept = _without(metadata.get("annotations") or {}, *_MARKS)
     return {**document, "metadata": {**metadata, "annotations": kept}}
 
 

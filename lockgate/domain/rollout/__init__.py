@@ -14,6 +14,7 @@ from lockgate.domain.rollout.observations import (
     Rejection,
     SlotReadiness,
     SmokeResult,
+    Successor,
     Verification,
 )
 from lockgate.domain.rollout.transitions import Transition, TransitionKind, Wait
@@ -31,6 +32,7 @@ __all__ = [
     "Rejection",
     "SlotReadiness",
     "SmokeResult",
+    "Successor",
     "Transition",
     "TransitionKind",
     "Verification",

@@ -121,7 +121,8 @@ def end(
     has been handed so many that the others could not carry it all.
 
     A candidate that never had traffic leaves its slot in the same commit. One that had stays there at weight 0 until it is
-    drained: the agent may apply a commit's objects in any order, so route and removal must not share one. Where the
+    drained: the agent may apply a commit's objects in any order, so route and removal must not share one. So does one that
+    shares stable's object, traffic or not: what takes its place there has to be ready first. Where the
     fallback is seen to be unfit nothing moves: the release is held and a person paged. Where it cannot be seen a person's
     word is enough, and so is an outage that has used up its budget; else the next look decides.
     """
@@ -173,7 +174,7 @@ def end(
         changes["verdicts"] = (*state.verdicts, verdict)
     if scene.displaced:
         changes |= {"phase": Phase.DRAINING, "stable": scene.fallback_slot, "lent": 0}
-    elif scene.had_traffic:
+    elif scene.had_traffic or state.restoring is not None:
         changes |= {
             "phase": Phase.DRAINING,
             "stable": scene.fallback_slot,

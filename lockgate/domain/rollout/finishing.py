@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lockgate.domain.release_state import Phase
+from lockgate.domain.release_state import Phase, Restoring
 from lockgate.domain.rollout.endings import RELEASE_CLEARED, end_if_in_danger
 from lockgate.domain.rollout.observations import Look
 from lockgate.domain.rollout.scene import Scene
@@ -84,7 +84,52 @@ def drain(scene: Scene, look: Look) -> Transition | Wait:
             if late
             else None,
         )
+    if scene.state.restoring is not None:
+        undone = _restore(scene, look, scene.state.restoring)
+        if undone is not None:
+            return undone
     return _empty_idle_slot(scene, look, f"{scene.subject.release} has left its slot")
+
+
+def _restore(scene: Scene, look: Look, restoring: Restoring) -> Transition | Wait | None:
+    """Put stable's version back into the object that it shares with the candidate, with no share, and wait until it is the
+    newest that is ready; None when it is. Were the share dropped before, everything would go to the newest that is ready
+    then: the candidate that was rejected."""
+    state = scene.state
+    stable = state.occupant(state.stable) if state.stable is not None else None
+    if stable is None:
+        raise ValueError(f"phase {state.phase} without a stable slot")
+    if restoring is Restoring.DUE:
+        needed = _drain_seconds(scene, look)
+        if scene.idle_for() < needed:
+            return Wait(
+                reason=f"slot {scene.subject_slot} drains: {needed:.0f} s",
+                until=scene.idle_at(needed),
+            )
+        if look.shares is None or look.shares.get(scene.subject_slot.value, 0):
+            what = f"slot {scene.subject_slot} is not seen to be without traffic"
+            return Wait(reason=what, page=f"{what}: {scene.subject.release} has ended")
+        return transition(
+            TransitionKind.RESTORE,
+            state,
+            {
+                "restoring": Restoring.UNDER_WAY,
+                "since": rfc3339(scene.now),
+                "began": state.generation + 1,
+            },
+            scene.subject,
+            f"put {stable.release} back in the place of {scene.subject.release}, without traffic yet",
+        )
+    seen = look.successor
+    if seen is not None and seen.generation >= state.began and seen.fit(stable.candidate.digest):
+        return None
+    what = f"the new servers of {stable.release} are not seen to be ready: {scene.subject.release} keeps its place"
+    late = scene.elapsed() > scene.spec.ready_seconds
+    return Wait(
+        reason=what,
+        until=None if late else scene.at(scene.spec.ready_seconds, budget=False),
+        page=f"{what} after {scene.elapsed():.0f} s; traffic stays where it is" if late else None,
+    )
 
 
 def _drain_seconds(scene: Scene, look: Look) -> float:
@@ -124,6 +169,7 @@ def _empty_idle_slot(scene: Scene, look: Look, what: str) -> Transition | Wait:
         "phase": Phase.STABLE,
         "lent": 0,
         "fresh_baseline": False,
+        "restoring": None,
         "since": rfc3339(scene.now),
         "began": state.generation + 1,
     }

@@ -15,6 +15,7 @@ from lockgate.domain.release_state import (
     Occupant,
     Phase,
     ReleaseState,
+    Restoring,
 )
 from lockgate.domain.rollout.capacity import (
     impediment,
@@ -49,9 +50,14 @@ from lockgate.errors import Refused
 
 
 def start(
-    state: ReleaseState, occupant: Occupant, canary: CanarySpec, now: datetime
+    state: ReleaseState,
+    occupant: Occupant,
+    canary: CanarySpec,
+    now: datetime,
+    *,
+    one_object: bool = False,
 ) -> Transition | Wait:
-    """Put a candidate into the free slot at weight 0.
+    """Put a candidate into the free slot at weight 0. `one_object`: its engine has one object for both versions.
 
     Waits (nothing to do) where this release is under way or has ended already, so that a repeated start changes nothing,
     and where the candidate is stable already. Another attempt at an ended release needs a release id of its own. Raises
@@ -93,6 +99,7 @@ def start(
         slot.value: occupant,
         "lent": lent_at_the_beginning(state, canary),
         "fresh_baseline": canary.baseline == "fresh" and state.stable is not None,
+        "restoring": Restoring.DUE if one_object and state.stable is not None else None,
         "phase": Phase.DEPLOYING,
         "canary": canary,
         "since": rfc3339(now),

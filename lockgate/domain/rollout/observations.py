@@ -37,6 +37,13 @@ class SlotReadiness(Frozen):
         return self.candidate == candidate and self.ready and self.sized and self.refusal is None
 
 
+class Successor(SlotReadiness):
+    """What takes everything once no share is asked for, where an engine has one object for both versions."""
+
+    generation: int
+    """Of the state whose commit put it there."""
+
+
 class SmokeResult(Frozen):
     """A generation asked of the candidate in its slot, before any traffic."""
 
@@ -115,6 +122,8 @@ class Look(Frozen):
     b: SlotReadiness | None = None
     baseline: SlotReadiness | None = None
     """The fresh baseline, where the canary has one."""
+    successor: Successor | None = None
+    """The newest version of the one object, once it is ready; where each version has an object of its own, none."""
     smoke: SmokeResult | None = None
     verification: Verification | None = None
     """Of the candidate under test."""
@@ -128,6 +137,8 @@ class Look(Frozen):
     restart of the driver, since the last entry in the trace."""
     live_generation: int | None = None
     """Newest generation whose route the gateway is seen to carry out."""
+    shares: dict[str, int] | None = None
+    """Percent of the traffic by slot, as the gateway is seen to carry it out, of whatever generation."""
 
     def slot(self, slot: Slot) -> SlotReadiness | None:
         if slot is Slot.BASELINE:

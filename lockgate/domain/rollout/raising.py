@@ -46,6 +46,9 @@ def unproved(scene: Scene, look: Look) -> str | None:
             )
         if not _verified(look.fallback_verification, stable):
             return "the stable candidate, to which a rollback would return, is not verified"
+        if scene.state.restoring is not None and not _has_its_share(scene, look):
+            # Whose servers the engine has beside the candidate in the one object is the engine's choice.
+            return "the stable slot is not seen to have the traffic that it is to have"
         fresh = look.baseline
         if scene.state.fresh_baseline and (fresh is None or not fresh.fit(stable.candidate.digest)):
             return "the fresh baseline is not ready in full size"
@@ -62,6 +65,13 @@ def _unproved_to_replace(scene: Scene, look: Look) -> str | None:
     if stable is None or not _verified(look.fallback_verification, stable):
         return "the stable candidate, which a rollback would deploy anew, is not verified"
     return None if _verified(look.verification, scene.subject) else "the candidate is not verified"
+
+
+def _has_its_share(scene: Scene, look: Look) -> bool:
+    stable = scene.state.stable
+    if stable is None or look.shares is None:
+        return False
+    return look.shares.get(stable.value, 0) == scene.state.weights()[stable]
 
 
 def _verified(checked: Verification | None, occupant: Occupant) -> bool:

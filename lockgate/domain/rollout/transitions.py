@@ -36,6 +36,8 @@ class TransitionKind(StrEnum):
     """The bake's control gives its few percent to the new version."""
     END_BASELINE = "end_baseline"
     """The fresh baseline, which has had no traffic since the canary was over, is taken away."""
+    RESTORE = "restore"
+    """Both versions are in one object: stable's is put back there without a share, before the candidate's goes."""
     FINISH = "finish"
     """The slot that takes no traffic any more is emptied."""
     PARDON = "pardon"

@@ -71,7 +71,8 @@ def rules(root: Path) -> dict[str, Rule]:
             if document["kind"] == "ValidatingAdmissionPolicy":
                 found[document["metadata"]["name"]] = Rule(document)
     assert set(found) == {
-        "lockgate-images", "lockgate-warm-slots", "lockgate-warm-slots-kserve", "lockgate-test-servers",
+        "lockgate-images", "lockgate-warm-slots", "lockgate-warm-slots-kserve", "lockgate-warm-service",
+        "lockgate-test-servers",
     }  # fmt: skip
     assert all(rule.fails_closed for rule in found.values())
     return found
@@ -229,3 +230,39 @@ def test_no_prune_deletes_a_warm_slot_of_kserves_and_none_stands_in_its_own_way(
     other = copy.deepcopy(canary["a"])
     other["metadata"]["labels"]["lockgate.dev/model"] = "other"
     assert rule.denials(oldObject=canary["b"], params=other) == [], "of another model"
+
+
+def test_no_prune_deletes_the_one_service_of_a_model_once_it_was_promoted(
+    rules: dict[str, Rule], root: Path, kubectl: Path
+) -> None:
+    rule = rules["lockgate-warm-service"]
+
+    def objects(state: ReleaseState) -> dict[str, dict[str, Any]]:
+        files = render(state, root, kubectl=kubectl)
+        made = [yaml.safe_load(text) for path, text in files.items() if path.endswith(".yaml")]
+        return {item["kind"]: item for item in made}
+
+    engine = "kserve-serverless"
+    for phase, state, _, _ in states(engine):
+        live = objects(state)
+        for kind in ("InferenceService", "ServiceAccount"):
+            found = rule.denials(oldObject=live[kind], params=live["ServiceAccount"])
+            assert found, f"{phase}: {kind}"
+    first = objects(
+        ReleaseState.model_validate(
+            {
+                "model": "smol", "environment": "production", "phase": Phase.DEPLOYING,
+                "a": occupant("one", engine), "canary": CanarySpec(steps=(CanaryStep(weight=5),)),
+            }
+        )
+    )  # fmt: skip
+    cold = first["ServiceAccount"]
+    for item in first.values():
+        assert rule.denials(oldObject=item, params=cold) == [], "a first release that is given up"
+    warm = live["ServiceAccount"]
+    slots = render(next(states())[1], root, kubectl=kubectl)
+    [plain] = [yaml.safe_load(t) for p, t in slots.items() if "serviceaccount-" in p]
+    assert rule.denials(oldObject=plain, params=warm) == [], "of a slot of its own"
+    other = copy.deepcopy(live["InferenceService"])
+    other["metadata"]["labels"]["lockgate.dev/model"] = "other"
+    assert rule.denials(oldObject=other, params=warm) == [], "of another model"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lockgate.domain.gitops import dump_state, load_state
-from lockgate.domain.release_state import Outcome, Phase, ReleaseState, Slot
+from lockgate.domain.release_state import Outcome, Phase, ReleaseState, Restoring, Slot
 from lockgate.domain.rollout import (
     AbortRequested,
     Approval,
@@ -26,6 +26,7 @@ from lockgate.domain.rollout import (
     Rejection,
     SlotReadiness,
     SmokeResult,
+    Successor,
     Transition,
     TransitionKind,
     Verification,
@@ -50,6 +51,7 @@ from tests.unit.rollout.world import (
 
 NAMES = tuple(f"c{n}" for n in range(12))
 DIGESTS = [candidate(name).digest for name in NAMES]
+NOBODY: dict[str, Any] = {"candidate": DIGESTS[0], "ready": False, "sized": False}
 QUIET = {Phase.EMPTY, Phase.STABLE}
 DOUBTS = ["insufficient_data", "metrics_outage"]
 BEGINNINGS = [
@@ -131,6 +133,14 @@ def readiness(draw: st.DrawFn, names: tuple[str, ...]) -> SlotReadiness | None:
         restarts=draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3])),
         unready_seconds=0 if ready else draw(st.sampled_from([1.0, 60.0, 121.0, 900.0])),
         refusal=draw(st.sampled_from([None, None, None, None, None, "unsigned"])),
+    )
+
+
+def successors(generation: int) -> st.SearchStrategy[Successor]:
+    return st.builds(
+        lambda seen, at: Successor(**(seen or SlotReadiness(**NOBODY)).model_dump(), generation=at),
+        readiness(NAMES),
+        st.integers(0, generation),
     )
 
 
@@ -298,8 +308,12 @@ class EveryRun(RuleBasedStateMachine):
     def begin_release(self, name: str, spec: CanarySpec) -> None:
         who = occupant(name).model_copy(update={"release": f"r-{self.releases}"})
         digest = who.candidate.digest
+        # Every other release of an engine that could have both versions in one object is one of such an engine.
+        plain = spec.strategy is Strategy.SURGE and spec.baseline == "stable"
+        one = plain and not any(s.traffic != "weighted" for s in spec.steps)
+        one = one and self.releases % 2 == 1
         try:
-            answer = start(self.state, who, spec, self.now)
+            answer = start(self.state, who, spec, self.now, one_object=one)
         except Refused:
             assert self.state.phase not in QUIET or self.state.is_denied(digest)
             return
@@ -362,6 +376,8 @@ class EveryRun(RuleBasedStateMachine):
             ),
             blind_seconds=st.sampled_from([0.0, 0.0, 0.0, 60.0, 121.0]),
             live_generation=st.none() | st.integers(0, self.state.generation),
+            successor=st.none() | successors(self.state.generation),
+            shares=st.none() | st.sampled_from([{"a": 100}, {"a": 95, "b": 5}, {"b": 100}]),
         )
 
     def observe(self, observation: Observation) -> None:
@@ -384,6 +400,7 @@ class EveryRun(RuleBasedStateMachine):
         self.check_slots(before, after)
         self.check_sizes(before, answer, observation)
         self.check_traffic(before, answer, observation)
+        self.check_restored(before, answer, observation)
         if isinstance(observation, Look):
             assert observation.generation == before.generation
         self.state = after
@@ -453,6 +470,26 @@ class EveryRun(RuleBasedStateMachine):
             assert own is not None
             gone = seen is None or seen.candidate != own.candidate.digest or not seen.ready
             assert gone or before.replicas(stands) <= 1
+
+    def check_restored(
+        self, before: ReleaseState, answer: Transition, observation: Observation | None
+    ) -> None:
+        """Where both versions are in one object, a candidate that is not promoted goes only when stable's stands there again."""
+        if answer.kind is TransitionKind.RESTORE:
+            assert isinstance(observation, Look)
+            assert observation.shares is not None
+            assert not observation.shares.get(before.free_slot.value)
+        gone = answer.state.phase in QUIET and before.phase not in QUIET
+        if before.restoring is None or not gone or before.baking:
+            return
+        assert before.restoring is Restoring.UNDER_WAY
+        assert before.stable is not None
+        stable = before.occupant(before.stable)
+        assert stable is not None
+        assert isinstance(observation, Look)
+        assert observation.successor is not None
+        assert observation.successor.fit(stable.candidate.digest)
+        assert observation.successor.generation >= before.began
 
     def check_traffic(
         self, before: ReleaseState, answer: Transition, observation: Observation | None

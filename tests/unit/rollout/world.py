@@ -16,6 +16,7 @@ from lockgate.domain.rollout import (
     Observation,
     SlotReadiness,
     SmokeResult,
+    Successor,
     Transition,
     Verification,
     Wait,
@@ -78,6 +79,7 @@ def look(state: ReleaseState, **changes: Any) -> Look:
         "b": fit(state.b),
         "live_generation": state.generation,
         "baseline": fit(state.occupant(Slot.BASELINE)),
+        "shares": {slot.value: weight for slot, weight in state.weights().items()},
     }
     under_test = subject(state)
     if under_test is not None:
@@ -86,6 +88,8 @@ def look(state: ReleaseState, **changes: Any) -> Look:
         data["verification"] = Verification(candidate=digest, ok=True)
     stable = state.occupant(state.stable) if state.stable is not None else None
     if stable is not None:
+        fields = {**data[str(state.stable)].model_dump(), "generation": state.began}
+        data["successor"] = Successor.model_validate(fields)
         data["fallback_verification"] = Verification(candidate=stable.candidate.digest, ok=True)
     return Look.model_validate({**data, **changes})
 
@@ -120,8 +124,11 @@ class Rollout:
         self.now += timedelta(seconds=seconds)
         return self
 
-    def start(self, name: str, spec: CanarySpec = SPEC) -> Transition | Wait:
-        return self._apply(start(self.state, occupant(name), spec, self.now))
+    def start(
+        self, name: str, spec: CanarySpec = SPEC, *, one_object: bool = False
+    ) -> Transition | Wait:
+        made = start(self.state, occupant(name), spec, self.now, one_object=one_object)
+        return self._apply(made)
 
     def sees(self, **changes: Any) -> Transition | Wait:
         """A look at the present state, all well but for `changes`."""

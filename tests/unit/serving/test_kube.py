@@ -21,7 +21,8 @@ from kubernetes_double import PODS, ROUTES, Kubernetes, live_pod
 
 from lockgate.adapters.kube import ArgoCd, Flux, Reader, SyncWebhook
 from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOMIZATIONS
-from lockgate.adapters.kube.kserve import INFERENCE_SERVICES, LLM_SERVICES
+from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
+from lockgate.adapters.kube.kserve import LLM_SERVICES
 from lockgate.adapters.kube.models import DEPLOYMENTS, GROUPS
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import lagging
@@ -32,6 +33,7 @@ from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from lockgate.errors import ClusterError
 from serving.kubernetes_cluster import Gateway, KubernetesCluster
 
+KSERVE = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS)
 NAMESPACE = "lockgate-prod"
 CANARY = CanarySpec(steps=(CanaryStep(weight=5), CanaryStep(weight=50)))
 COMMIT = "c" * 40
@@ -108,7 +110,7 @@ def manifests(wanted: ReleaseState) -> list[dict[str, Any]]:
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
     agents = (APPLICATIONS, KUSTOMIZATIONS, GIT_REPOSITORIES)
-    made = Kubernetes(NAMESPACE, (*agents, GROUPS, LLM_SERVICES, INFERENCE_SERVICES))
+    made = Kubernetes(NAMESPACE, (*agents, *KSERVE, GROUPS))
     yield made
     made.close()
 

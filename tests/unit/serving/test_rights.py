@@ -14,7 +14,8 @@ import pytest
 from lockgate.adapters.git import Agent, Layout
 from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, Kind
 from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOMIZATIONS
-from lockgate.adapters.kube.kserve import INFERENCE_SERVICES, LLM_SERVICES
+from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
+from lockgate.adapters.kube.kserve import LLM_SERVICES
 from lockgate.adapters.kube.models import GROUPS
 from serving.manifests import pod_template
 from tests.unit.serving.test_kube import (
@@ -29,6 +30,7 @@ from tests.unit.serving.test_kube import (
 from tests.unit.serving.test_kubernetes_job import CANDIDATE, Cluster
 from tests.unit.serving.test_kubernetes_job import NAMESPACE as TESTS
 
+KSERVE = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS)
 ROOT = Path(__file__).parents[3]
 AGENTS: dict[Agent, tuple[str, ArgoCd | Flux]] = {
     "argocd": ("argocd", ArgoCd("lockgate-models-prod")),
@@ -60,9 +62,14 @@ def given(tables: ModuleType, kubectl: Path, agent: Agent, who: str) -> Rights:
 @pytest.fixture
 def kubernetes() -> Iterator[Kubernetes]:
     agents = (APPLICATIONS, KUSTOMIZATIONS, GIT_REPOSITORIES)
-    made = Kubernetes(NAMESPACE, (*agents, GROUPS, LLM_SERVICES, INFERENCE_SERVICES))
+    made = Kubernetes(NAMESPACE, (*agents, *KSERVE, GROUPS))
     yield made
     made.close()
+
+
+def inference_service() -> dict[str, Any]:
+    labels = {"lockgate.dev/model": "smol"}
+    return {"metadata": {"name": "smol", "labels": labels}, "spec": {"predictor": {}}}
 
 
 def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
@@ -81,6 +88,10 @@ def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     for slot in weights:
         kubernetes.put(LLM_SERVICES, llm_service(slot, weights))
     assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
+    for slot in weights:
+        kubernetes.delete(LLM_SERVICES, f"smol-{slot}")
+    kubernetes.put(INFERENCE_SERVICES, inference_service())
+    assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=1.5)
 
 
 def asked(kubernetes: Kubernetes) -> Rights:
@@ -109,6 +120,7 @@ def test_the_release_flow_may_read_what_it_asks_for_and_nothing_else(
     # A kind that holds weights is watched in its turn: HTTPRoutes or KServe's services.
     assert {"list", "watch"} <= wanted[NAMESPACE, "httproutes.gateway.networking.k8s.io"]
     assert {"list", "watch"} <= wanted[NAMESPACE, "llminferenceservices.serving.kserve.io"]
+    assert {"list", "watch"} <= wanted[NAMESPACE, "inferenceservices.serving.kserve.io"]
     assert set(rights) == set(wanted)
     for key, verbs in wanted.items():
         assert verbs <= rights[key], key
