@@ -25,11 +25,11 @@ REACH: dict[str, dict[str, tuple[int, ...]]] = {
     "Prometheus": {"gateway": (10443, 19001), "slot": (8000,), "state metrics": (9101,)},
     "slot": {"DNS": (53,)},
     "worker": OUTSIDE,
-    "release": {**OUTSIDE, "gateway": (19001,), "slot": (8000,)},
+    "release": {**OUTSIDE, "outside": (22, 443, 6443), "gateway": (19001,), "slot": (8000,)},
     "prepare": OUTSIDE,
     "measure": {**OUTSIDE, "test server": (8000,)},
     "sign": OUTSIDE,
-    "state metrics": OUTSIDE,
+    "state metrics": {**OUTSIDE, "outside": (22, 443, 6443)},
 }
 READ = ("get", "list", "watch")
 APPLY = ("create", "delete", "get", "list", "patch", "update", "watch")
@@ -61,6 +61,7 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("lockgate/lockgate-prepare", ""): {"": ()},
     ("lockgate-sign/lockgate-sign", ""): {"": ()},
     ("lockgate-production/lockgate-secrets", ""): {"": ()},
+    ("lockgate/lockgate-metrics", ""): {"": ()},
     ("lockgate/lockgate-secrets", ""): {"": ()},
     ("lockgate-sign/lockgate-secrets", ""): {"": ()},
     ("lockgate/lockgate-worker", "lockgate"): WORKER,
@@ -103,7 +104,9 @@ def rendered(tables: ModuleType, kubectl: Path) -> dict[tuple[Cloud, Agent], lis
         ("eks", "argocd"), ("eks", "flux"), ("gke", "flux"), ("aks", "argocd"), ("onprem", "flux"),
     )  # fmt: skip
     return {
-        (cloud, agent): tables.rendered(Layout(("production",), agent, cloud), kubectl)
+        (cloud, agent): tables.rendered(
+            Layout(("production",), agent, cloud, lockgate_image=tables.IMAGE), kubectl
+        )
         for cloud, agent in choices
     }
 
@@ -204,7 +207,14 @@ def test_what_the_agents_projects_may_make_covers_what_the_repository_renders(
 ) -> None:
     """With everything that an environment and a cluster may take up: admission engine, mesh, rate limit, monitoring."""
     for cloud in get_args(Cloud):
-        layout = Layout(("production",), "argocd", cloud, admission, monitoring=True)
+        layout = Layout(
+            ("production",),
+            "argocd",
+            cloud,
+            admission,
+            monitoring=True,
+            lockgate_image=tables.IMAGE,
+        )
         objects = tables.rendered(layout, kubectl, mtls=True, components=("rate-limit",))
         found = {o["kind"] for o in objects}
         assert {"PodMonitor", "PrometheusRule", "EnvoyProxy", "PeerAuthentication",
