@@ -91,9 +91,9 @@ def _image(text: str) -> ImageRef:
     try:
         return ImageRef.parse(text)
     except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"--lockgate-image: {error.errors()[0]['msg']}",
-            hint="name it by digest: REGISTRY/PATH@sha256:…",
+            f"--lockgate-image: {reason}", hint="name it by digest: REGISTRY/PATH@sha256:…"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
 from lockgate.adapters.git import Cloud, LaidDown, Layout
 from lockgate.domain.images import ImageRef
@@ -157,3 +158,22 @@ def test_without_an_image_it_is_not_applied_and_init_says_so_and_steps_have_no_i
 def test_the_embedded_cluster_has_no_use_for_an_image() -> None:
     with pytest.raises(UsageError, match="where it is installed"):
         Layout(("local",), "embedded", lockgate_image=IMAGE)
+
+
+def test_an_image_by_tag_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCKGATE_WORKSPACE", str(tmp_path / "w"))
+    app = importlib.import_module("lockgate.cli.app").app
+    options = [
+        "--cloud",
+        "eks",
+        "--agent",
+        "flux",
+        "--lockgate-image",
+        "registry.acme.test/lockgate:1",
+    ]
+    done = CliRunner().invoke(app, ["init", *options])
+    assert isinstance(done.exception, UsageError)
+    assert "without a digest" in done.exception.message
+    assert not (tmp_path / "w").exists()
