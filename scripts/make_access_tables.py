@@ -18,17 +18,19 @@ from typing import Any
 
 import yaml
 
-from lockgate.adapters.git import Layout
+from lockgate.adapters.git import Agent, Layout
 from lockgate.adapters.git.layout import arrange
 from lockgate.adapters.git.template import template_directory
+from lockgate.domain.images import ImageRef
 from lockgate.environments import kubectl_path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "access.md"
+IMAGE = ImageRef.parse("registry.example.com/lockgate@sha256:" + "1" * 64)
 Objects = list[dict[str, Any]]
 HEAD = """# Who may reach whom, who may do what
 
 Made by `scripts/make_access_tables.py` from the GitOps template as `lockgate init --cloud eks --agent argocd --env production` (and
-`--agent flux`) lays it down and kustomize renders it; a test derives both tables anew and compares them with this page and
+`--agent flux`), with `--lockgate-image`, lays it down and kustomize renders it; a test derives both tables anew and compares them with this page and
 with a list of its own. Evaluated are the rendered NetworkPolicies and RBAC objects by the rules of their specifications, not a
 cluster. "Outside" is what an address block opens: some network plugins apply address blocks to pods as well.
 """
@@ -75,7 +77,7 @@ DESTINATIONS = (
     Pod("outside", address="203.0.113.5"),
     Pod("node's metadata service", address="169.254.169.254"),
 )
-PORTS = (("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 4200), ("TCP", 5432), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
+PORTS = (("TCP", 22), ("TCP", 53), ("TCP", 80), ("TCP", 443), ("TCP", 4200), ("TCP", 5432), ("TCP", 6443), ("TCP", 8000), ("TCP", 9090),
          ("TCP", 9101), ("TCP", 10443), ("TCP", 15008), ("TCP", 18000), ("TCP", 19001))  # fmt: skip
 
 
@@ -270,12 +272,16 @@ def rights_table(found: Mapping[tuple[str, str, str], tuple[str, ...]]) -> Itera
             yield f"| {who} | nowhere | nothing | |"
 
 
+def _layout(agent: Agent) -> Layout:
+    return Layout(("production",), agent, "eks", lockgate_image=IMAGE)
+
+
 def page(kubectl: Path) -> str:
     """The whole page."""
-    argocd = rendered(Layout(("production",), "argocd", "eks"), kubectl)
-    flux = rendered(Layout(("production",), "flux", "eks"), kubectl)
-    mesh = rendered(Layout(("production",), "argocd", "eks"), kubectl, mtls=True)
-    stored = rendered(Layout(("production",), "argocd", "eks"), kubectl, prometheus=True)
+    argocd = rendered(_layout("argocd"), kubectl)
+    flux = rendered(_layout("flux"), kubectl)
+    mesh = rendered(_layout("argocd"), kubectl, mtls=True)
+    stored = rendered(_layout("argocd"), kubectl, prometheus=True)
     plain = reach(argocd)
     own = rights(argocd)
     more = {key: verbs for key, verbs in rights(flux).items() if key not in own}

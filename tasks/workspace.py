@@ -296,9 +296,23 @@ def _left_out(layout: Layout) -> list[str]:
     """What a cluster of this layout may have and the repository has not."""
     if layout.agent == "embedded":
         return []
+    if layout.lockgate_image is None:
+        said = [
+            "no pod of release states, and no image of the work pool's steps: build one (docs/image.md) and name it in "
+            "platform/state-metrics and platform/prefect/workpool.yaml, or at once by --lockgate-image; then add "
+            f"../../../platform/state-metrics to the resources of clouds/{layout.cloud}/cluster"
+        ]
+    else:
+        said = [
+            f"release states (lockgate metrics): platform/state-metrics, in clouds/{layout.cloud}/cluster"
+        ]
     if layout.monitoring:
-        return [f"scrapes, rules and alerts (Prometheus operator): clouds/{layout.cloud}/cluster"]
+        return [
+            *said,
+            f"scrapes, rules and alerts (Prometheus operator): clouds/{layout.cloud}/cluster",
+        ]
     return [
+        *said,
         "no scrapes, rules or alerts: for a cluster with the Prometheus operator add "
-        f"../../../platform/monitoring to the components of clouds/{layout.cloud}/cluster"
+        f"../../../platform/monitoring to the components of clouds/{layout.cloud}/cluster",
     ]

@@ -6,10 +6,13 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from lockgate.cli import console
 from lockgate.cli.prefect_server import ensure_server, stop_server
+from lockgate.domain.images import ImageRef
+from lockgate.errors import UsageError
 from lockgate.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -62,6 +65,13 @@ def init(
             help="The cluster has the Prometheus operator: lay down scrapes, rules and alerts for it.",
         ),
     ] = False,
+    lockgate_image: Annotated[
+        str | None,
+        typer.Option(
+            help="Lockgate's own image, REGISTRY/…@sha256:…: the pod of release states is laid down, and the work pool's steps run in it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make the workspace: a release key, an image store, and a GitOps repository laid down from the template."""
     from lockgate.adapters.git import Layout
@@ -71,9 +81,20 @@ def init(
         environments=tuple(env or ["local"]), agent=agent.value,
         cloud=cloud.value if cloud is not None else None, admission=admission.value,
         monitoring=monitoring,
+        lockgate_image=_image(lockgate_image) if lockgate_image is not None else None,
     )  # fmt: skip
     for line in initialise(Settings(), layout=layout):
         console.out.print(line, markup=False)
+
+
+def _image(text: str) -> ImageRef:
+    try:
+        return ImageRef.parse(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"--lockgate-image: {reason}", hint="name it by digest: REGISTRY/PATH@sha256:…"
+        ) from error
 
 
 def up(

@@ -18,6 +18,7 @@ import yaml
 from lockgate.adapters.git.process import OPENPGP
 from lockgate.adapters.git.secret_stores import name_fields, write_stores
 from lockgate.domain import gitops
+from lockgate.domain.images import ImageRef
 from lockgate.errors import UsageError
 
 Agent = Literal["embedded", "argocd", "flux"]
@@ -29,6 +30,7 @@ Admission = Literal["none", "kyverno", "policy-controller"]
 _ENVIRONMENT = "local"
 _KEY_ID = 16
 """Last digits of an OpenPGP key's fingerprint, by which Argo CD names it."""
+_LOCKGATE = f"lockgate.invalid/lockgate@sha256:{'0' * 64}"
 _REMOTE = "https://git.example.com/platform/gitops.git"
 _IMAGES = "registry.example.com/ml"
 _KEY_URI = "LOCKGATE_SIGNING_KEY_URI"
@@ -55,6 +57,8 @@ class Layout:
     admission: Admission = "kyverno"
     monitoring: bool = False
     """Whether the cluster has the Prometheus operator: then scrapes, rules and alerts are laid down for it."""
+    lockgate_image: ImageRef | None = None
+    """Lockgate's own image (docs/image.md): then what Git says of releases is served to Prometheus, and the work pool's steps run in it."""
     committer: str | None = None
     """What signs Lockgate's commits, as git is told it. With an OpenPGP key Argo CD's projects are given its id to verify."""
     remote: str | None = None
@@ -82,6 +86,11 @@ class Layout:
             raise UsageError(
                 "the embedded cluster has no Prometheus operator", hint="leave --monitoring out"
             )
+        if self.agent == "embedded" and self.lockgate_image is not None:
+            raise UsageError(
+                "the embedded cluster runs Lockgate from where it is installed",
+                hint="leave --lockgate-image out",
+            )
 
 
 EMBEDDED = Layout(environments=(_ENVIRONMENT,), agent="embedded")
@@ -98,6 +107,7 @@ def arrange(root: Path, layout: Layout, public_key_pem: str) -> None:
         _choose(root / "clusters" / _ENVIRONMENT, {layout.agent})
         _choose(root / "platform/cluster/admission", {"native", layout.admission})
         _write_shared(root, layout, public_key_pem)
+        _write_image(root, layout)
         _write_secrets(root, layout)
         _extend(
             root / "platform/environments" / _ENVIRONMENT / "kustomization.yaml",
@@ -161,6 +171,25 @@ def _write_shared(root: Path, layout: Layout, public_key_pem: str) -> None:
             _verify_commits(path, layout.committer[-_KEY_ID:].upper())
 
 
+def _write_image(root: Path, layout: Layout) -> None:
+    """Name Lockgate's own image where it is needed, and take up what needs it; without one that stands there unused."""
+    platform = root / "platform"
+    states = platform / "state-metrics" / "deployment.yaml"
+    named = {_REMOTE: layout.remote or _REMOTE}
+    if layout.lockgate_image is not None:
+        named[_LOCKGATE] = str(layout.lockgate_image)
+        cluster = root / "clouds" / str(layout.cloud) / "cluster" / "kustomization.yaml"
+        _extend(cluster, resources=["../../../platform/state-metrics"])
+
+    def change(text: str) -> str:
+        for old, new in named.items():
+            text = text.replace(old, new)
+        return text
+
+    for path in (states, platform / "prefect" / "workpool.yaml"):
+        _rewrite(path, path, change)
+
+
 def _write_secrets(root: Path, layout: Layout) -> None:
     """A store beside every namespace's secrets, and what pulls images where no cloud's nodes have an identity for that."""
     cloud = root / "clouds" / str(layout.cloud)
@@ -172,6 +201,7 @@ def _write_secrets(root: Path, layout: Layout) -> None:
         *(platform / "cluster").glob("*.yaml"),
         platform / "prefect" / "externalsecrets.yaml",
     ]
+    applied += (platform / "state-metrics").glob("externalsecret.yaml")
     applied += (cloud / "cluster").glob("externalsecrets.yaml")
     if layout.cloud == "onprem":
         applied.append(platform / "cluster" / "registry-pull" / "externalsecrets.yaml")
@@ -188,7 +218,7 @@ def _write_secrets(root: Path, layout: Layout) -> None:
             (root / "apps").glob(f"*/environments/{_ENVIRONMENT}/kustomization.yaml")
         ):
             _extend(app, components=["../../components/pull-secret"])
-        for path in sorted(root.glob("*/**/*secrets.yaml")):
+        for path in sorted(root.glob("*/**/*secret*.yaml")):
             name_fields(path)
     _write_settings(platform / "prefect" / "settings.yaml", layout)
 

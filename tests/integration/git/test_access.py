@@ -26,11 +26,11 @@ REACH: dict[str, dict[str, tuple[int, ...]]] = {
     "Prometheus": {"gateway": (10443, 19001), "slot": (8000,), "state metrics": (9101,)},
     "slot": {"DNS": (53,)},
     "worker": STEP,
-    "release": {**STEP, "gateway": (19001,), "slot": (8000,)},
+    "release": {**STEP, "outside": (22, 443, 6443), "gateway": (19001,), "slot": (8000,)},
     "prepare": STEP,
     "measure": {**STEP, "test server": (8000,)},
     "sign": STEP,
-    "state metrics": OUTSIDE,
+    "state metrics": {**OUTSIDE, "outside": (22, 443, 6443)},
     # Its database, and where notifications go.
     "Prefect's server": {"DNS": (53,), "outside": (443, 5432)},
 }
@@ -67,6 +67,7 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("lockgate-sign/lockgate-sign", ""): {"": ()},
     ("lockgate-production/lockgate-secrets", ""): {"": ()},
     ("prefect/lockgate-secrets", ""): {"": ()},
+    ("lockgate/lockgate-metrics", ""): {"": ()},
     ("lockgate/lockgate-secrets", ""): {"": ()},
     ("lockgate-sign/lockgate-secrets", ""): {"": ()},
     ("lockgate/lockgate-worker", "lockgate"): WORKER,
@@ -109,7 +110,9 @@ def rendered(tables: ModuleType, kubectl: Path) -> dict[tuple[Cloud, Agent], lis
         ("eks", "argocd"), ("eks", "flux"), ("gke", "flux"), ("aks", "argocd"), ("onprem", "flux"),
     )  # fmt: skip
     return {
-        (cloud, agent): tables.rendered(Layout(("production",), agent, cloud), kubectl)
+        (cloud, agent): tables.rendered(
+            Layout(("production",), agent, cloud, lockgate_image=tables.IMAGE), kubectl
+        )
         for cloud, agent in choices
     }
 
@@ -222,7 +225,14 @@ def test_what_the_agents_projects_may_make_covers_what_the_repository_renders(
 ) -> None:
     """With everything that an environment and a cluster may take up: admission engine, mesh, rate limit, monitoring."""
     for cloud in get_args(Cloud):
-        layout = Layout(("production",), "argocd", cloud, admission, monitoring=True)
+        layout = Layout(
+            ("production",),
+            "argocd",
+            cloud,
+            admission,
+            monitoring=True,
+            lockgate_image=tables.IMAGE,
+        )
         # What a person applies beside the agent, before Prefect's charts, is not the agent's.
         objects = tables.rendered(
             layout, kubectl, mtls=True, components=("rate-limit",), prefect=False

@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from lockgate.adapters.git import Agent, Cloud, Layout
+from lockgate.domain.images import ImageRef
 from lockgate.domain.spec import Resources
 from tests.integration.git.layouts import Renderer, lay_files, slot_objects, taken_up
 
 PAGE = Path(__file__).parents[3] / "docs" / "secrets.md"
+IMAGE = ImageRef.parse("registry.acme.test/lockgate@sha256:" + "1" * 64)
 REMOTE = "ssh://git@git.acme.test/platform/gitops.git"
 CHOICES: tuple[tuple[Cloud, Agent], ...] = (
     *((cloud, "flux") for cloud in get_args(Cloud)), ("eks", "argocd"), ("onprem", "argocd"),
@@ -133,7 +135,12 @@ def rendered(
     found = {}
     for cloud, agent in CHOICES:
         root = tmp_path_factory.mktemp("secrets") / "r"
-        lay_files(root, Layout(("production",), agent, cloud, remote=REMOTE, monitoring=True))
+        lay_files(
+            root,
+            Layout(
+                ("production",), agent, cloud, remote=REMOTE, monitoring=True, lockgate_image=IMAGE
+            ),
+        )
         found[cloud, agent] = root, laid_down(root, cloud, renderer, kubectl)
     return found
 

@@ -324,6 +324,7 @@ def test_a_file_that_is_no_decision_is_named_and_stands_in_nobodys_way(
     assert found.enough
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_no_changed_bit_of_a_signed_decision_counts(
     people: tuple[Person, Person, Person], at: int, bit: int

@@ -70,6 +70,7 @@ def test_an_endpoint_that_comes_late_is_not_compared_with_what_was_before_it() -
     assert abs(found.n_baseline - found.n_canary) <= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     ("canary", "expected"),

@@ -282,6 +282,7 @@ def one_after_the_other(first: Iterator[str], then: Iterator[str], seconds: floa
         yield json.dumps({**row, "time": row["time"] + seconds})
 
 
+@pytest.mark.slow
 def test_what_a_canary_showed_while_it_carried_more_does_not_fail_it_once_the_load_is_equal() -> (
     None
 ):
@@ -296,6 +297,7 @@ def test_what_a_canary_showed_while_it_carried_more_does_not_fail_it_once_the_lo
         assert report.verdict is not Verdict.FAIL, report.reasons
 
 
+@pytest.mark.slow
 def test_what_a_canary_showed_while_it_carried_less_does_not_pass_it_once_the_load_is_equal() -> (
     None
 ):

@@ -21,6 +21,7 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.model_image import parse_snapshot_document
 from lockgate.domain.stores import IMAGE_CONFIG, IMAGE_LAYER, IMAGE_MANIFEST
 from lockgate.errors import LockgateError
+from tests.amounts import examples
 
 REPOSITORY = "lockgate.local/m"
 DIGEST = Digest.of_bytes(b"x")
@@ -96,7 +97,7 @@ def _all_answer(body: bytes, place: Path) -> None:
         return
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(_BODIES)
 def test_a_document_of_any_form_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, body: bytes

@@ -21,6 +21,7 @@ from lockgate.adapters.oci.transport import MAX_ANSWER, Transport
 from lockgate.domain.digests import Digest
 from lockgate.domain.stores import IMAGE_MANIFEST
 from lockgate.errors import LockgateError, RegistryError
+from tests.amounts import examples
 
 HOST = "registry.example"
 REPOSITORY = f"{HOST}/models/demo"
@@ -107,7 +108,7 @@ def _calls(store: RegistryStore) -> list[Callable[[], Any]]:
     ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(_ANSWERS, min_size=1, max_size=4))
 def test_answers_of_any_form_are_taken_or_refused(
     answers: list[tuple[int, dict[str, str], bytes]],
@@ -173,7 +174,7 @@ _LOGIN = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(_LOGIN | st.dictionaries(st.just("auths"), st.dictionaries(st.just(HOST), _LOGIN)))
 def test_a_login_file_of_any_form_is_read_or_named(
     tmp_path_factory: pytest.TempPathFactory, config: Any

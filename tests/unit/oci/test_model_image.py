@@ -37,6 +37,7 @@ from lockgate.domain.model_image import (
 from lockgate.domain.sources import Snapshot, SnapshotFile
 from lockgate.domain.stores import IMAGE_MANIFEST, Content
 from lockgate.errors import IntegrityError
+from tests.amounts import examples
 
 Model = tuple[Path, Snapshot]
 Writer = Callable[[Path, Mapping[str, bytes]], Snapshot]
@@ -218,7 +219,7 @@ def test_an_image_planted_under_the_snapshots_tag_is_not_taken_for_the_snapshot(
     assert store.resolve(repository, tag) == honest.digest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     files=st.dictionaries(
         st.from_regex(r"[a-z]{1,4}(/[a-z0-9.]{1,6}[a-z]){0,2}", fullmatch=True),
@@ -309,7 +310,7 @@ class ResumingStore(LayoutStore):
         return super().put_blob(repository, digest, [body], size)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(cuts=st.lists(st.integers(0, 4 * LARGE_FILE), max_size=4))
 def test_an_upload_resumed_at_any_byte_is_the_same_image(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]

@@ -75,6 +75,7 @@ def peak(make: Callable[[], Iterator[bytes]]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_members_without_number_are_not_remembered() -> None:
     one = packed(("directory/", b""), type=tarfile.DIRTYPE)[:512]
 

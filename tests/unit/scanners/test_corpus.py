@@ -95,6 +95,17 @@ def test_the_canary_would_sing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BENIGN)
+def test_nothing_is_found_in_the_structure_of_a_benign_model(name: str, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    BENIGN[name](directory)
+    found = _scan(directory, STRUCTURE).findings
+    assert [f for f in found if f.severity is not Severity.LOW] == []
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "plain" else pytest.mark.slow) for n in BENIGN]
+)
 def test_a_benign_model_passes(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     directory.mkdir()

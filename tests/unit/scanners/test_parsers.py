@@ -31,6 +31,7 @@ from lockgate.domain.scanning import (
 )
 from lockgate.domain.scanning.content import Kind, is_pickle, sniff
 from lockgate.domain.sources import Source
+from tests.amounts import examples
 from tests.unit.scanners import models
 from tests.unit.scanners.adversarial import CASES
 
@@ -50,7 +51,7 @@ _TENSOR = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.dictionaries(st.text(max_size=4), _TENSOR | _JSON, max_size=4), st.integers(0, 200))
 def test_a_safetensors_header_of_any_form_is_answered(header: dict[str, Any], size: int) -> None:
     text = json.dumps(header).encode()
@@ -61,7 +62,7 @@ def test_a_safetensors_header_of_any_form_is_answered(header: dict[str, Any], si
         assert sum(end - begin for begin, end in spans) == size
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["U8", "BF16", "F32"]), st.lists(st.integers(0, 4), max_size=3)),
@@ -84,7 +85,7 @@ def test_a_safetensors_file_as_its_library_writes_it_is_accepted(
     assert safetensors.check_header(data[8 : 8 + length], len(data)) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=300))
 def test_gguf_of_any_bytes_is_answered(data: bytes) -> None:
     for window in (data, b"GGUF" + struct.pack("<I", 3) + data):
@@ -92,7 +93,7 @@ def test_gguf_of_any_bytes_is_answered(data: bytes) -> None:
         assert facts.problems or window.startswith(b"GGUF")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_have_a_kind_and_json_and_front_matter_an_answer(data: bytes) -> None:
     assert sniff(data, data) in Kind
@@ -101,7 +102,7 @@ def test_any_bytes_have_a_kind_and_json_and_front_matter_an_answer(data: bytes) 
     licenses.front_matter("---\n" + data.decode("latin-1") + "\n---\n")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(_JSON)
 def test_sound_json_is_taken_as_it_is(value: Any) -> None:
     text = json.dumps(value)
@@ -116,7 +117,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(_PIECES, max_size=20).map("".join))
 def test_a_template_of_any_pieces_is_answered(source: str) -> None:
     templates.check_template(source)
@@ -161,7 +162,7 @@ _NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(_NAMES, _CONFIGURATION)
 def test_a_configuration_of_any_form_is_answered(name: str, value: Any) -> None:
     model_config.check_json(name, value, {name})
@@ -175,7 +176,7 @@ def _templates(value: Any) -> set[str]:
     return named.union(*map(_templates, parts))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(_CONFIGURATION)
 def test_no_template_is_hidden_by_another_whatever_the_keys_above_it(value: Any) -> None:
     assert _templates(value) <= {text for _, text in model_config.templates_in(value)}
@@ -191,7 +192,7 @@ def _holds_remote_code(value: Any) -> bool:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(_CONFIGURATION)
 def test_remote_code_is_found_wherever_it_stands(value: Any) -> None:
     rules = {problem.rule for problem in model_config.check_json("a.json", value, ())}
@@ -199,13 +200,13 @@ def test_remote_code_is_found_wherever_it_stands(value: Any) -> None:
         assert "remote-code" in rules
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.dictionaries(st.text(max_size=12), st.none(), max_size=6))
 def test_names_of_any_form_are_answered(paths: dict[str, None]) -> None:
     names.check_names([path for path in paths if path.isprintable()], WeightScanPolicy())
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=200), st.text(max_size=200))
 def test_any_text_is_searched_for_secrets_tags_and_licenses(data: bytes, text: str) -> None:
     secrets.check_secrets(data)
@@ -224,7 +225,7 @@ _CARDS = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(_CARDS)
 @example("a: !!bool x")
 @example("a: !!int ''")
@@ -235,7 +236,7 @@ def test_a_model_card_of_any_pieces_is_answered(body: str) -> None:
     licenses.stated_in_card(front)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=200) | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_a_scanners_report_of_any_form_is_read_or_refused(data: bytes) -> None:
     for parse in (
@@ -249,7 +250,7 @@ def test_a_scanners_report_of_any_form_is_read_or_refused(data: bytes) -> None:
             continue
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(max_size=40) | st.text(max_size=20).map("hf://{}".format))
 def test_a_source_of_any_form_is_taken_or_refused(text: str) -> None:
     try:
@@ -264,7 +265,7 @@ _SOUND = {
 }  # fmt: skip
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     st.sampled_from(sorted(_SOUND)),
     st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=9)), min_size=1, max_size=4),

@@ -270,11 +270,21 @@ def test_a_wait_ends_as_soon_as_the_last_object_follows_and_survives_watches_tha
     watch[1:2] << b'{"type": "MODIFIED", "obj'
     gone = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
     watch[2:3] << gone
-    timer = threading.Timer(1.5, kubernetes.settle_routes)
-    timer.start()
-    assert cluster(kubernetes).carry_out(COMMIT, canary(5, weight=50), timeout_seconds=60)
+    stopped = threading.Event()
+
+    def follow_the_fourth() -> None:
+        while len(list(watch)) < 4 and not stopped.wait(0.05):
+            pass
+        kubernetes.settle_routes()
+
+    following = threading.Thread(target=follow_the_fourth)
+    following.start()
+    try:
+        assert cluster(kubernetes).carry_out(COMMIT, canary(5, weight=50), timeout_seconds=60)
+    finally:
+        stopped.set()
+        following.join()
     assert len(list(kubernetes.kmock[kmock.action.WATCH])) >= 4
-    timer.join()
 
 
 def test_another_models_objects_do_not_answer_for_this_one_even_if_the_server_sends_them(

@@ -106,6 +106,7 @@ def asked(kubernetes: Kubernetes) -> Rights:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["argocd", "flux"])
 def test_the_release_flow_may_read_what_it_asks_for_and_nothing_else(
     tables: ModuleType, kubectl: Path, kubernetes: Kubernetes, agent: Agent
@@ -145,6 +146,7 @@ class _Recorded(Cluster):
         return found
 
 
+@pytest.mark.slow
 def test_the_measure_step_may_do_what_it_does_and_nothing_else(
     tables: ModuleType, kubectl: Path, tmp_path: Path
 ) -> None:

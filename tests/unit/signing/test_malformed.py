@@ -23,6 +23,7 @@ from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SIGNATURE_TY
 from lockgate.domain.digests import Digest, canonical_json
 from lockgate.domain.stores import EMPTY_DIGEST, IMAGE_MANIFEST, Descriptor
 from lockgate.errors import RegistryError
+from tests.amounts import examples
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +148,7 @@ def copies(world: World, place: Path) -> Callable[[], World]:
 
 
 @pytest.mark.parametrize("attach", [a_bundle, a_signed_statement, a_referrer])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGES)
 def test_anything_attached_beside_a_release_changes_nothing_but_what_speaks_against_it(
     released: Callable[[], World], attach: Callable[[World, Damage], None], damage: Damage
@@ -162,7 +163,7 @@ def test_anything_attached_beside_a_release_changes_nothing_but_what_speaks_agai
     assert report.signer == world.signer.name
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGES)
 def test_a_damaged_legacy_signature_before_a_sound_one_changes_nothing(
     attested: Callable[[], World], damage: Damage
@@ -182,7 +183,7 @@ def test_a_damaged_legacy_signature_before_a_sound_one_changes_nothing(
     assert report.signer == world.signer.name
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=DAMAGES)
 def test_whatever_the_tag_of_legacy_signatures_names_is_one_or_none(
     attested: Callable[[], World], damage: Damage

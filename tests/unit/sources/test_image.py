@@ -24,6 +24,7 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.sources import Source
 from lockgate.domain.stores import IMAGE_INDEX, IMAGE_MANIFEST
 from lockgate.errors import LockgateError, RegistryError, SourceError
+from tests.amounts import examples
 
 REPOSITORY = "lockgate.local/their/model"
 TAR = "application/vnd.oci.image.layer.v1.tar"
@@ -282,7 +283,7 @@ _LONG = "models/" + "é" * 60 + "/b.bin"
 _SOUND = _tar({"models/a.json": b"{}", _LONG: b"x" * 700, "models/c.json": b"{}"})
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.sampled_from([TAR, f"{TAR}+gzip"]),
     st.lists(st.tuples(st.integers(0, 5200), st.binary(max_size=9)), max_size=4),

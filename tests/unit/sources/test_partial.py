@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lockgate.adapters.sources.partial import Partial, finished
 from lockgate.domain.digests import Digest
+from tests.amounts import examples
 
 CONTENT = bytes(range(256)) * 4
 
@@ -33,7 +34,7 @@ def _damage(path: Path, at: int, piece: bytes, length: int | None) -> None:
     path.write_bytes(bytes(data[:length]))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(st.integers(1, 300), max_size=6),
     st.integers(0, len(CONTENT)),

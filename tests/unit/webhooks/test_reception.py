@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lockgate.adapters.webhooks import Limits, Outbox, Reception, create_app
 from lockgate.domain.webhooks import Delivery, Sender
 from lockgate.errors import DeliveryError
+from tests.amounts import examples
 from tests.unit.webhooks.payloads import (
     COMMIT,
     EVERY,
@@ -333,7 +334,7 @@ def fuzzed(outbox: Outbox) -> Iterator[Callable[..., httpx.Response]]:
         yield lambda *request: runner.run(ask(app, *request))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests())
 def test_no_body_and_no_header_makes_it_fail(
     outbox: Outbox,
