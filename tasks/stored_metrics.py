@@ -6,18 +6,23 @@ unobserved, and never well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lockgate.adapters.metrics import ScrapeTarget
 from lockgate.adapters.prometheus import PrometheusReader, PrometheusTarget
 from lockgate.domain.cluster import RouteStatus
-from lockgate.domain.release_state import Slot
+from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.domain.trace import Scrape, Track
-from lockgate.errors import UsageError
+from lockgate.errors import LockgateError, UsageError
 from lockgate.settings import Settings
 from serving.local.envoy_config import cluster_name
+from serving.local.status import ClusterStatus
 from serving.manifests.names import namespace, slot_name
+
+logger = logging.getLogger("lockgate.release")
 
 LATE_SECONDS = 30.0
 """A scrape bears the time of its beginning and is stored when it has ended: so far back is asked again for what came late."""
@@ -70,6 +75,30 @@ class StoredMetrics:
             for found in self.read(start, now)
             if found.time > newest.get((found.track, found.instance), since)
         ]
+
+
+def stored_scrapes(
+    settings: Settings, state: ReleaseState, targets: Sequence[ScrapeTarget], tracks: Mapping[str, Track],
+    status: ClusterStatus, *, newest: Newest, since: float, now: float,
+) -> list[Scrape]:  # fmt: skip
+    """What Prometheus has stored since the last look, and which servers the cluster knows to be gone: of these Prometheus
+    says nothing. Where it cannot be asked, these alone."""
+    gone = [
+        Scrape(now, tracks[target.slot], target.instance, up=False)
+        for target in targets
+        if target.url is None and target.cluster is None and target.slot in tracks
+    ]
+    model = status.models.get(state.model)
+    try:
+        stored = StoredMetrics(
+            settings, state.model, state.environment, tracks,
+            route=model.route if model is not None else None,
+        )  # fmt: skip
+        found = stored.new(newest, since, now)
+    except LockgateError as error:
+        logger.warning("no metrics: %s", error.message)
+        return gone
+    return [*found, *gone]
 
 
 def _targets(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from tasks.approving import decision_on
 from tasks.judging import StepJudge, baking
 from tasks.probing import Prober
 from tasks.step_trace import StepTrace
-from tasks.stored_metrics import StoredMetrics
+from tasks.stored_metrics import stored_scrapes
 from tasks.supply import verifications
 from tasks.workspace import Workspace
 
@@ -325,7 +325,10 @@ class Watcher:
             records = metrics.scrape(targets, tracks, time=now)
             self._heard = {}
         else:
-            records = self._read_stored(targets, tracks, status, now)
+            records = stored_scrapes(
+                self.workspace.settings, self.state, targets, tracks, status,
+                newest=self._trace.newest, since=self._began, now=now,
+            )  # fmt: skip
         probes = self._probed(tracks, now)
         self._trace.append([*records, *probes])
         for record in (*records, *probes):
@@ -342,29 +345,6 @@ class Watcher:
         if report is not None:
             self._trace.said(report)
         self._conclude(judge.decided() or report)
-
-    def _read_stored(
-        self, targets: Sequence[metrics.ScrapeTarget], tracks: Mapping[str, Track],
-        status: ClusterStatus, now: float,
-    ) -> list[Scrape]:  # fmt: skip
-        """What Prometheus has stored since the last look, and which servers the cluster knows to be gone: of these Prometheus
-        says nothing."""
-        gone = [
-            Scrape(now, tracks[target.slot], target.instance, up=False)
-            for target in targets
-            if target.url is None and target.cluster is None and target.slot in tracks
-        ]
-        model = status.models.get(self.state.model)
-        try:
-            stored = StoredMetrics(
-                self.workspace.settings, self.state.model, self.state.environment, tracks,
-                route=model.route if model is not None else None,
-            )  # fmt: skip
-            found = stored.new(self._trace.newest, self._began, now)
-        except LockgateError as error:
-            logger.warning("no metrics: %s", error.message)
-            return gone
-        return [*found, *gone]
 
     def _probed(self, tracks: Mapping[str, Track], now: float) -> list[Scrape]:
         """What the quality probe has come to, where the spec asks for one. A driver that takes one look only asks nothing."""

@@ -53,7 +53,7 @@ RIGHTS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
             "deployments.apps", "httproutes.gateway.networking.k8s.io",
             "inferenceservices.serving.kserve.io", "leaderworkersets.leaderworkerset.x-k8s.io",
             "llminferenceservices.serving.kserve.io",
-        }) | {"pods", "replicasets.apps"},
+        }) | {"pods", "replicasets.apps", "revisions.serving.knative.dev", "serviceaccounts"},
         READ,
     ),
     ("lockgate/lockgate-measure", "lockgate-tests"): {

@@ -163,7 +163,6 @@ def test_every_object_of_the_platform_is_valid_by_the_repositorys_own_checks() -
     assert faults == []
     listed = yaml.safe_load((PLATFORM / "prefect" / "kustomization.yaml").read_text())["resources"]
     there = {path.name for path in (PLATFORM / "prefect").glob("*.yaml")} - {"kustomization.yaml"}
-    there |= {f"stores/{path.name}" for path in (PLATFORM / "prefect" / "stores").iterdir()}
     assert set(listed) == there
 
 
