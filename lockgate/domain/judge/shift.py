@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -163,6 +164,12 @@ def _powers(shifts: Array) -> Array:
     return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
 
 
+@lru_cache(maxsize=64)
+def _either_side(bound: float) -> Array:
+    """Of the shifts that are worse than a bound, and of those that are within it."""
+    return _powers(np.concatenate([bound + _EFFECTS_WORSE, bound - bound * _NEAR]))
+
+
 _FINE = 41
 """Points at which the ends of an interval are looked for."""
 _LINE: Array = np.linspace(0.0, 1.0, _FINE)
@@ -246,8 +253,7 @@ class ShiftEvidence:
         parts = np.empty((*self.base.shape, 3))
         np.add(self.base, self.grid.log_alternative, out=parts[..., 0])
         parts[..., 1], parts[..., 2] = self.score, self.info
-        shifts = np.concatenate([bound + _EFFECTS_WORSE, bound - bound * _NEAR])
-        per = parts @ _powers(shifts)
+        per = parts @ _either_side(bound)
         per += _LOG_WEIGHTS
         mixed = []
         for some in (per[..., : _EFFECTS_WORSE.size], per[..., _EFFECTS_WORSE.size :]):
