@@ -168,7 +168,8 @@ def write_report(data: dict[str, Any], bound: Callable[[int, int], float]) -> st
         "load; `mgk` the same queue with Poisson arrivals at 70%; `batch` a server that slows down with",
         "the number of running requests. In the queueing families a regression scales the latencies and",
         "leaves the load alone. All twelve metrics with data take their share of alpha; eight are",
-        "simulated.",
+        "simulated. The load is taken to be known to be alike, as a committed weight tells (`judge.md` has what it costs",
+        "where none does).",
         "",
     ]
     if "false" in data:

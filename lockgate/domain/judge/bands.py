@@ -153,6 +153,8 @@ class QuantileBands:
         self._drift = Drift(config.drift_sd, config.drift_s)
         self._bounds: tuple[float, ...] = ()
         self._open: dict[Track, Array] = {}
+        self._counts: Array = np.zeros((0, 0))
+        """The open block's requests in each bucket: both tracks, of which `_open` has the rows."""
         self._seen = CdfSequence(0)
         self._first: float | None = None
         self._last = 0.0
@@ -171,7 +173,7 @@ class QuantileBands:
         """The open block has ended."""
         if not self._bounds:
             return
-        below = np.stack([self._open[t] for t in TRACKS]).cumsum(axis=-1)
+        below = self._counts.cumsum(axis=-1)
         self._seen.add(below[:, :-1], below[:, -1])
         self._first = end if self._first is None else self._first
         self._last, self._found = end, None
@@ -179,7 +181,8 @@ class QuantileBands:
 
     def discard(self) -> None:
         """The open block is compared with nothing."""
-        self._open = {t: np.zeros(len(self._bounds)) for t in TRACKS}
+        self._counts = np.zeros((len(TRACKS), len(self._bounds)))
+        self._open = dict(zip(TRACKS, self._counts, strict=True))
 
     def bands(self) -> tuple[QuantileBand, ...]:
         """As they are after the last block; none before the first."""

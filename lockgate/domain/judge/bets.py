@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lockgate.domain.judge.proportion import nearest_share
+from lockgate.domain.judge.proportion import Counts, nearest_share
 
 Array = NDArray[np.float64]
 
@@ -67,40 +67,18 @@ class Bets:
         keys = [(nb, nc) for nb, nc in trials]
         new = [key for key in keys if key not in self._known]
         if new:
-            self._learn((self,), new)
+            nb, nc = np.array(new).T[..., None]
+            null_b = nearest_share(nb * self.baseline, nb, nc * self.canary, nc, self.bound)
+            null_c = null_b + self.bound
+            logs = np.empty((len(new), 4, self.baseline.size))
+            np.log(self.baseline / null_b, out=logs[:, 0])
+            np.log((1 - self.baseline) / (1 - null_b), out=logs[:, 1])
+            np.log(self.canary / null_c, out=logs[:, 2])
+            np.log((1 - self.canary) / (1 - null_c), out=logs[:, 3])
+            self._known.update(zip(new, logs, strict=True))
         if len(keys) == 1:
             return self._known[keys[0]][None]
         return np.stack([self._known[key] for key in keys])
-
-    @staticmethod
-    def _learn(several: Sequence[Bets], trials: Sequence[tuple[float, float]]) -> None:
-        nb, nc = np.array(trials).T[..., None]
-        baseline, canary, bound = (
-            np.concatenate(parts)
-            for parts in zip(
-                *((b.baseline, b.canary, np.full(b.canary.size, b.bound)) for b in several),
-                strict=True,
-            )
-        )
-        null_b = nearest_share(nb * baseline, nb, nc * canary, nc, bound)
-        null_c = null_b + bound
-        logs = np.empty((len(trials), 4, baseline.size))
-        np.log(baseline / null_b, out=logs[:, 0])
-        np.log((1 - baseline) / (1 - null_b), out=logs[:, 1])
-        np.log(canary / null_c, out=logs[:, 2])
-        np.log((1 - canary) / (1 - null_c), out=logs[:, 3])
-        begin = 0
-        for bets in several:
-            own = logs[..., begin : begin + bets.canary.size]
-            bets._known.update(zip(trials, own, strict=True))
-            begin += bets.canary.size
-
-    @staticmethod
-    def prepare(several: Sequence[Bets], baseline: float, canary: float) -> None:
-        """Let all of these know the odds of a block with so many trials: dearer one after the other."""
-        trials = float(baseline), float(canary)
-        if min(trials) > 0 and all(trials not in bets._known for bets in several):
-            Bets._learn(several, [trials])
 
 
 def _bets(baseline: Array, canary: Array, weight: Array, bound: float) -> Bets:
@@ -125,6 +103,18 @@ def bets_within(margin: float, rare: bool) -> Bets:
     baseline, likely = _baselines(rare, _LEAST_RARE)
     b, change = np.meshgrid(baseline, _NEAR * margin, indexing="ij")
     return _bets(b, b + change, np.outer(likely, _NEAR_WEIGHTS), margin)
+
+
+@lru_cache(maxsize=64)
+def _bets_both(margin: float, rare: bool) -> Bets:
+    """Those of `bets_worse`, then those of `bets_within`."""
+    worse, within = bets_worse(margin, rare), bets_within(margin, rare)
+    return Bets(
+        np.concatenate([worse.baseline, within.baseline]),
+        np.concatenate([worse.canary, within.canary]),
+        np.concatenate([worse.log_weight, within.log_weight]),
+        margin,
+    )
 
 
 def _baselines(rare: bool, least: Array) -> tuple[Array, Array]:
@@ -152,17 +142,12 @@ class ShareEvidence:
         compared (the caller joins such a block with the next)."""
         kb_, nb_, kc_, nc_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc))
         both = (nb_ > 0) & (nc_ > 0)
-        if both.ndim == 0:
-            if not both:
-                return
-            odds = self.bets.odds([(float(nb_), float(nc_))])[0]
+        sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
+        if (sizes == sizes[0]).all():
+            odds = self.bets.odds(sizes[:1].tolist())[0]
         else:
-            sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
-            if (sizes == sizes[0]).all():
-                odds = self.bets.odds(sizes[:1].tolist())[0]
-            else:
-                pairs, where = np.unique(sizes, axis=0, return_inverse=True)
-                odds = self.bets.odds(pairs.tolist())[where.reshape(both.shape)]
+            pairs, where = np.unique(sizes, axis=0, return_inverse=True)
+            odds = self.bets.odds(pairs.tolist())[where.reshape(both.shape)]
         won = (
             kb_[..., None] * odds[..., 0, :]
             + (nb_ - kb_)[..., None] * odds[..., 1, :]
@@ -178,3 +163,30 @@ class ShareEvidence:
         top = value.max(axis=-1)
         out: Array = top + np.log(np.exp(value - top[..., None]).sum(axis=-1))
         return out
+
+
+class BothEvidence:
+    """Evidence of being worse than a margin and of being within it, from the same blocks: hardly dearer than one of them."""
+
+    def __init__(self, margin: float, rare: bool, shape: tuple[int, ...] = ()) -> None:
+        self._both = ShareEvidence(_bets_both(margin, rare), shape)
+        self.worse = ShareEvidence(bets_worse(margin, rare), shape)
+        self.within = ShareEvidence(bets_within(margin, rare), shape)
+        first = self.worse.bets.baseline.size
+        self.worse.won, self.within.won = self._both.won[..., :first], self._both.won[..., first:]
+
+    def update(self, kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike) -> None:
+        """As `ShareEvidence.update` does."""
+        self._both.update(kb, nb, kc, nc)
+
+    def update_one(self, block: Counts, counted: float) -> None:
+        """The same of one block's counts, of whose events on the canary so many count against it."""
+        kb, nb, kc, nc = block.four
+        if min(nb, nc) <= 0:
+            return
+        if counted != kc:
+            self.worse.update(kb, nb, counted, nc)
+            self.within.update(kb, nb, kc, nc)
+            return
+        event_b, other_b, event_c, other_c = self._both.bets.odds([(nb, nc)])[0]
+        self._both.won += kb * event_b + (nb - kb) * other_b + kc * event_c + (nc - kc) * other_c

@@ -189,8 +189,11 @@ class RatioOfMeans(Evaluator):
         self._open = {t: Moments() for t in TRACKS}
         self._open_per = dict.fromkeys(TRACKS, 0.0)
         self._blocks += 1
-        above = float(self._shift.log_e_above(self._bound))
-        within = float(self._proof.log_e_below(self._bound))
+        if self._proof is self._shift:
+            above, within = (float(e) for e in self._shift.log_e_either(self._bound))
+        else:
+            above = float(self._shift.log_e_above(self._bound))
+            within = float(self._proof.log_e_below(self._bound))
         if self.metric.kind is MetricKind.SIZE:
             down = float(self._shift.log_e_below_wide(-self._bound))
             above = log_mean_exp([above, down])

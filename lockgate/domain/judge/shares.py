@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockgate.domain.judge import proportion
-from lockgate.domain.judge.bets import Bets, ShareEvidence, bets_within, bets_worse
+from lockgate.domain.judge.bets import BothEvidence
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
 from lockgate.domain.judge.evaluators import Evaluator, Evidence, finite, log_mean_exp
 from lockgate.domain.judge.increments import Increments, matches, select_counters
@@ -101,8 +101,7 @@ class ShareDifference(Evaluator):
         self._source: int | None = None
         self._open: dict[Track, list[float]] = {t: [0.0, 0.0] for t in TRACKS}
         self._history = _ShareHistory()
-        self._worse = ShareEvidence(bets_worse(metric.margin, rare=True))
-        self._within = ShareEvidence(bets_within(metric.margin, rare=True))
+        self._both = BothEvidence(metric.margin, rare=True)
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -135,19 +134,17 @@ class ShareDifference(Evaluator):
             counts.canary_trials,
         )
         block = self._history.latest()
-        bets = self._worse.bets, self._within.bets
-        Bets.prepare(bets, block.baseline_trials, block.canary_trials)
-        self._worse.update(*self._counted(block).four)
-        self._within.update(*block.four)
+        self._both.update_one(block, self._counted(block))
         spread = self._spread()
-        self._raise_to(float(self._worse.log_e(spread)), float(self._within.log_e(spread)))
+        worse, within = (float(e.log_e(spread)) for e in (self._both.worse, self._both.within))
+        self._raise_to(worse, within)
 
     def discard(self) -> None:
         self._open = {t: [0.0, 0.0] for t in TRACKS}
 
-    def _counted(self, block: proportion.Counts) -> proportion.Counts:
-        """What of a block counts against the canary."""
-        return block
+    def _counted(self, block: proportion.Counts) -> float:
+        """How many of the canary's events in a block count against it."""
+        return block.canary_events
 
     def _spread(self) -> float:
         """The dispersion that is paid for."""
@@ -190,8 +187,7 @@ class CategoryMix(Evaluator):
         }
         self._history: Mapping[str, _ShareHistory] = {c: _ShareHistory() for c in metric.categories}
         shape = (2, len(metric.categories))
-        self._worse = ShareEvidence(bets_worse(metric.margin, rare=False), shape)
-        self._within = ShareEvidence(bets_within(metric.margin, rare=False), shape)
+        self._both = BothEvidence(metric.margin, False, shape)
         self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
@@ -222,11 +218,9 @@ class CategoryMix(Evaluator):
             np.stack([nc, nc]),
         )
         spread = _dispersions(list(self._history.values()))
-        Bets.prepare((self._worse.bets, self._within.bets), nb[0], nc[0])
-        for evidence in (self._worse, self._within):
-            evidence.update(*up_and_down)
-        worse = self._worse.log_e(spread).ravel().tolist()
-        within = float(self._within.log_e(spread).min())
+        self._both.update(*up_and_down)
+        worse = self._both.worse.log_e(spread).ravel().tolist()
+        within = float(self._both.within.log_e(spread).min())
         counts = next(iter(self._history.values())).counts()
         self.evidence.n_baseline, self.evidence.n_canary = (
             counts.baseline_trials,

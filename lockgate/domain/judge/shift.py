@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,6 +73,8 @@ of, and this much is what it may be missed by at the declared one (docs/calibrat
 _NEAR: Array = np.array([0.4, 0.7, 1.0, 1.3, 2.0, 4.0])
 _NEAR_WEIGHTS: Array = np.array([0.1, 0.22, 0.4, 0.16, 0.08, 0.04])
 """How far inside the margin a canary is expected that is no worse, in units of the margin."""
+
+_LOG_WEIGHTS: Array = np.log(np.concatenate([_EFFECT_WEIGHTS, _NEAR_WEIGHTS]))
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,12 @@ def _powers(shifts: Array) -> Array:
     return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
 
 
+@lru_cache(maxsize=64)
+def _either_side(bound: float) -> Array:
+    """Of the shifts that are worse than a bound, and of those that are within it."""
+    return _powers(np.concatenate([bound + _EFFECTS_WORSE, bound - bound * _NEAR]))
+
+
 _FINE = 41
 """Points at which the ends of an interval are looked for."""
 _LINE: Array = np.linspace(0.0, 1.0, _FINE)
@@ -238,6 +247,27 @@ class ShiftEvidence:
             -np.inf, bound
         )
         return value - _AVERAGED_WORSE * self._drifts
+
+    def log_e_either(self, bound: float) -> tuple[Array, Array]:
+        """`log_e_above` and `log_e_below`, hardly dearer than one of them."""
+        parts = np.empty((*self.base.shape, 3))
+        np.add(self.base, self.grid.log_alternative, out=parts[..., 0])
+        parts[..., 1], parts[..., 2] = self.score, self.info
+        per = parts @ _either_side(bound)
+        per += _LOG_WEIGHTS
+        mixed = []
+        for some in (per[..., : _EFFECTS_WORSE.size], per[..., _EFFECTS_WORSE.size :]):
+            top = some.max(axis=(-2, -1), keepdims=True)
+            mixed.append(np.log(np.exp(some - top).sum(axis=(-2, -1))) + top[..., 0, 0])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            peak = np.where(self.info > 0, self.score / self.info, 0.0)
+        at = np.stack([np.minimum(peak, bound), np.maximum(peak, bound)])
+        value = self.base + self.score * at - 0.5 * self.info * at**2 + self.grid.log_null
+        low, high = _logsumexp(value)
+        return (
+            mixed[0] - low - _AVERAGED_WORSE * self._drifts,
+            mixed[1] - high - _AVERAGED_WITHIN * self._drifts,
+        )
 
     def log_e_below_wide(self, bound: float) -> Array:
         """Log e-value against "the shift is at least ``bound``", for changes of any size."""

@@ -110,11 +110,8 @@ class TailShare(ShareDifference):
     def discard(self) -> None:
         self._empty_block()
 
-    def _counted(self, block: Counts) -> Counts:
-        events = counted(np.array(block.canary_events), np.array(block.canary_trials))
-        return Counts(
-            block.baseline_events, block.baseline_trials, float(events), block.canary_trials
-        )
+    def _counted(self, block: Counts) -> float:
+        return float(counted(np.array(block.canary_events), np.array(block.canary_trials)))
 
     def _spread(self) -> float:
         if self._spread_at[0] != self._blocks:
