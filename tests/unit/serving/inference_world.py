@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +39,7 @@ from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from lockgate.settings import WorkspaceLayout
 from serving.engines.registry import engine
 from serving.manifests.kserve import render_services
+from serving.manifests.render import slot_objects
 from tasks.watching import Watcher
 from tests.unit.rollout.world import BEGIN, verdict
 from tests.unit.serving.knative_double import Agent, Knative, Memory, Store
@@ -65,6 +67,21 @@ def occupant(name: str) -> Occupant:
         serving=ServingSpec(served_model_name="smol", engine=NAME, drain_seconds=20),
     )
     return Occupant(candidate=candidate, release=name, evidence=Digest.of_bytes(b"evidence"))
+
+
+def bases(root: Path, kubectl: Path) -> Callable[[Candidate], list[Item]]:
+    """What the template's bases make of a candidate's slot, each candidate's once."""
+    shutil.copytree(TEMPLATE / "apps", root / "apps")
+    known: dict[Digest, list[Item]] = {}
+
+    def made(candidate: Candidate) -> list[Item]:
+        if candidate.digest not in known:
+            known[candidate.digest] = slot_objects(
+                "smol", "local", candidate, root, kubectl=kubectl
+            )
+        return known[candidate.digest]
+
+    return made
 
 
 class World:

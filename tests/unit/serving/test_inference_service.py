@@ -7,8 +7,7 @@ order, each as slowly as it likes.
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +16,32 @@ import pytest
 from lockgate.adapters.kube.inference_service import (
     ACCOUNTS,
     INFERENCE_SERVICES,
-    REVISIONS,
 )
-from lockgate.adapters.kube.kserve import LLM_SERVICES
-from lockgate.adapters.kube.models import GROUPS
-from lockgate.domain.candidates import Candidate
-from lockgate.domain.cluster import ModelStatus, lagging
-from lockgate.domain.digests import Digest
+from lockgate.domain.cluster import lagging
 from lockgate.domain.release_state import Outcome, Phase
 from lockgate.domain.rollout import (
     TransitionKind,
 )
-from serving.kubernetes_cluster import Gateway, KubernetesCluster
-from serving.manifests.render import slot_objects
-from tests.unit.serving.inference_world import FATES, TEMPLATE, Item, World, at, in_memory, occupant
-from tests.unit.serving.knative_double import Published
-from tests.unit.serving.kubernetes_double import Kubernetes
+from tests.unit.serving.inference_world import (
+    FATES,
+    World,
+    at,
+    bases,
+    in_memory,
+    occupant,
+)
 
 SEEDS = 5
 
 
 @pytest.fixture(scope="module")
 def slots_of(tmp_path_factory: pytest.TempPathFactory, kubectl: Path) -> Any:
-    root = tmp_path_factory.mktemp("repo")
-    shutil.copytree(TEMPLATE / "apps", root / "apps")
-
-    known: dict[Digest, list[Item]] = {}
-
-    def made(candidate: Candidate) -> list[Item]:
-        if candidate.digest not in known:
-            known[candidate.digest] = slot_objects(
-                "smol", "local", candidate, root, kubectl=kubectl
-            )
-        return known[candidate.digest]
-
-    return made
+    return bases(tmp_path_factory.mktemp("repo"), kubectl)
 
 
 def test_releases_are_promoted_and_rolled_back_to_the_end(slots_of: Any) -> None:
     world = in_memory(slots_of)
+    world.pace = 45
     stable = None
     for number, fate in enumerate(("promoted", *FATES, "promoted")):
         begin = len(world.kinds)
@@ -173,36 +159,3 @@ def test_one_thing_that_lags_behind_keeps_a_commit_from_being_in_force_and_is_na
     assert {s: (f.updated, f.desired) for s, f in seen.slots.items()} == {"a": (1, 1), "b": (1, 1)}
     lags(world)
     assert said in "; ".join(lagging(world.status(), world.state))
-
-
-@pytest.fixture
-def kubernetes() -> Iterator[Kubernetes]:
-    kinds = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS, GROUPS)
-    made = Kubernetes("lockgate-local", kinds)
-    yield made
-    made.close()
-
-
-def test_a_release_is_driven_through_the_api_server_and_every_commit_comes_into_force(
-    slots_of: Any, kubernetes: Kubernetes
-) -> None:
-    cluster = KubernetesCluster(
-        "local", gateway=Gateway("https://{model}.example.com/"), remote="r",
-        reader=kubernetes.reader(),
-    )  # fmt: skip
-    store = Published(kubernetes)
-
-    def status() -> ModelStatus | None:
-        store.publish()
-        return cluster.status().models.get("smol")
-
-    world = World(slots_of, store, status)
-    world.pace = 60
-    for number, fate in enumerate(("promoted", "fails")):
-        world.release(f"r{number}", fate)
-        assert not cluster.carry_out("c" * 40, world.state, timeout_seconds=0)
-        assert world.rounds(40), (fate, world.state.phase, world.kinds)
-        assert cluster.carry_out("c" * 40, world.state, timeout_seconds=0)
-    assert world.knative.shares == {str(occupant("r0").candidate.digest): 100}
-    assert world.kinds.count(TransitionKind.RESTORE) == 1
-    assert kubernetes.methods == {"GET"}
