@@ -141,6 +141,17 @@ class Settings(BaseSettings):
         return f"{self.repository}/records"
 
 
+class NotificationSettings(BaseSettings):
+    """Where messages about releases go."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LOCKGATE_NOTIFICATIONS_", frozen=True, extra="ignore"
+    )
+
+    url: SecretStr | None = None
+    """Address as apprise reads it, e.g. `slack://…`; with it whoever has it may write there."""
+
+
 class HookSettings(BaseSettings):
     """Secrets of those who send webhooks: from the environment, or one file a sender. Several lines are several secrets, so
     that one can be replaced without a gap. A sender without any is not listened to."""

@@ -17,6 +17,7 @@ from lockgate.cli import (
     images,
     inspecting,
     keeping,
+    notifying,
     releasing,
     state_metrics,
     tracking,
@@ -56,6 +57,7 @@ explaining.register(app)
 images.register(app)
 keeping.register(app)
 tracking.register(app)
+notifying.register(app)
 hooks.register(app)
 state_metrics.register(app)
 demo.register(app)

@@ -19,7 +19,7 @@ from lockgate.domain.release_state import Phase
 from lockgate.domain.sources import Source
 from lockgate.domain.spec import ReleaseSpec
 from lockgate.domain.tracks import Track
-from tasks import events
+from tasks import events, notifying
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -70,6 +70,14 @@ def test_the_automation_of_the_triggers_page_is_one_and_waits_for_an_event_that_
     (automation,) = yaml.safe_load(example)["automations"]
     (expected,) = AutomationCore.model_validate(automation).trigger.expect
     assert expected in events.OF_TRANSITIONS.values()
+
+
+def test_every_message_to_people_is_of_an_event_that_is_sent_and_is_listed_on_the_page() -> None:
+    page = (DOCS / "triggers.md").read_text().partition("## Notifications")[2].partition("## Webhooks")[0]  # fmt: skip
+    sent = {*events.OF_TRANSITIONS.values(), events.REFUSED, events.FAILED, events.FOUND, events.UNSCANNED}  # fmt: skip
+    assert notifying.BY_EVENT.keys() <= sent
+    listed = {cell for row in page.splitlines() if row.startswith("| `") for cell in re.findall(r"`(lockgate\.[a-z.]+)`", row)}  # fmt: skip
+    assert listed == notifying.BY_EVENT.keys()
 
 
 def test_every_event_is_explained_on_the_triggers_page() -> None:
