@@ -315,6 +315,7 @@ def test_a_refused_release_has_no_canary_and_says_why() -> None:
     assert "the gates refused the candidate before it met traffic" in page.text
 
 
+@pytest.mark.slow
 def test_the_same_data_gives_the_same_page(rolled_back_text: str) -> None:
     assert render_report(report_of(rolled_back_release())) == rolled_back_text
 
@@ -334,6 +335,7 @@ def test_a_report_that_cannot_be_written_says_where_and_leaves_nothing(tmp_path:
         write_report(report_of(), tmp_path / "taken" / "report.html")
 
 
+@pytest.mark.slow
 def test_the_bake_is_drawn_like_the_canary_with_the_old_version_as_control() -> None:
     text = render_report(report_of(baked_release()))
     page = Page(text)
@@ -351,6 +353,7 @@ def test_the_bake_is_drawn_like_the_canary_with_the_old_version_as_control() -> 
     assert "baking at 100%" in weight.group(1)
 
 
+@pytest.mark.slow
 def test_a_bake_that_nobody_recorded_is_not_drawn_and_one_without_control_says_so() -> None:
     unseen = baked_release().model_copy(update={"bake": None})
     assert "Bake" not in Page(render_report(report_of(unseen))).words
