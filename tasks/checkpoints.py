@@ -72,7 +72,7 @@ class _Writer:
         if kind is deque:
             return ["deque", [self.value(part) for part in item], item.maxlen]
         if kind is np.ndarray:
-            return ["array", item.dtype.str, list(item.shape), item.ravel().tolist()]
+            return self._array(item)
         if isinstance(item, np.generic):
             return ["scalar", item.dtype.str, item.item()]
         if not kind.__module__.startswith(_OURS):
@@ -89,6 +89,18 @@ class _Writer:
         return ["object", *name,
                 [[key, self.value(type(part)() if key in empty else part)]
                  for key, part in vars(item).items()]]  # fmt: skip
+
+
+    def _array(self, item: Any) -> list[Any]:
+        """A view stays one: who writes into the array that it is of writes into the view."""
+        whole = item
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if whole is item or not whole.flags.c_contiguous:
+            return ["array", item.dtype.str, list(item.shape), item.ravel().tolist()]
+        begins = [a.__array_interface__["data"][0] for a in (whole, item)]
+        return ["view", item.dtype.str, list(item.shape), self.value(whole), begins[1] - begins[0],
+                list(item.strides)]  # fmt: skip
 
 
 class _Reader:
@@ -119,6 +131,9 @@ class _Reader:
             made[place] = build(self.value(part) for part in rest[0])
         elif kind == "array":
             made[place] = np.array(rest[2], dtype=rest[0]).reshape(rest[1])
+        elif kind == "view":
+            dtype, shape, whole, offset, strides = rest
+            made[place] = np.ndarray(shape, dtype, self.value(whole), offset, strides)
         elif kind == "scalar":
             made[place] = np.dtype(rest[0]).type(rest[1])
         elif kind == "enum":
