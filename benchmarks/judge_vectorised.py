@@ -128,7 +128,7 @@ def _run(
     blocks: Blocks,
 ) -> tuple[Array, Array]:
     traces, number = tracks[0][0].shape
-    evidence = ShiftEvidence(grid, (traces,))
+    evidence, proof = ShiftEvidence(grid, (traces,)), ShiftEvidence(grid, (traces,))
     open_, seen = np.zeros((2, 4, traces)), np.zeros((2, 4, traces))
     since, taken = np.zeros(traces), np.zeros(traces)
     worse, within = np.full((2, traces, number), _NOTHING)
@@ -137,24 +137,27 @@ def _run(
         for t, track in enumerate(tracks):
             open_[t] += np.stack([part[:, i] for part in track])
         ready = open_[:, 0].min(axis=0) >= 2
-        value, variance = np.zeros((2, traces)), np.zeros((2, traces))
-        for t in range(2):
-            seen[t] += np.where(ready, open_[t], 0.0)
-            count, total, square, _ = seen[t]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                scatter = np.nan_to_num(np.maximum(count * square / total**2 - 1.0, 0.0))
-                mean = np.nan_to_num(open_[t][1] / open_[t][3])
-            value[t], variance[t] = log_mean(open_[t][0], mean, scatter, count)
-        evidence.update(value[1] - value[0], variance.sum(axis=0), since, ready)
+        seen += np.where(ready, open_, 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scatter = np.nan_to_num(np.maximum(seen[:, 0] * seen[:, 2] / seen[:, 1] ** 2 - 1, 0.0))
+            mean = np.nan_to_num(open_[:, 1] / open_[:, 3])
+        pooled = (scatter * seen[:, 0]).sum(axis=0) / np.maximum(seen[:, 0].sum(axis=0), 1.0)
+        logs, _ = log_mean(open_[:, 0], mean, pooled, seen[:, 0])
+        own, variance = log_mean(open_[:, 0], mean, scatter, seen[:, 0])
+        shown = own[1] - own[0]
+        observed = shown if sized else np.minimum(shown, logs[1] - logs[0])
+        evidence.update(observed, variance.sum(axis=0), since, ready)
+        if inside:
+            proof.update(shown, variance.sum(axis=0), since, ready)
         taken += ready
         since[ready] = 0.0
         open_[:, :, ready] = 0.0
         above = evidence.log_e_above(bound)
-        below = evidence.log_e_below(bound) if inside else np.full(traces, _NOTHING)
+        below = proof.log_e_below(bound) if inside else np.full(traces, _NOTHING)
         if sized:
             above = np.logaddexp(above, evidence.log_e_below_wide(-bound)) - np.log(2.0)
             if inside:
-                below = np.minimum(below, evidence.log_e_above_near(-bound))
+                below = np.minimum(below, proof.log_e_above_near(-bound))
         worse[:, i] = np.where(taken >= MIN_BLOCKS, above, _NOTHING)
         within[:, i] = np.where(taken >= MIN_BLOCKS, below, _NOTHING)
     return worse, within

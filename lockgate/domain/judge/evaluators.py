@@ -7,7 +7,6 @@ depend on how often anybody looked.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -117,6 +116,10 @@ def _since(before: float | None, end: float) -> float:
     return 0.0 if before is None else end - before
 
 
+def scatter_of(seen: Moments) -> float:
+    return 0.0 if math.isnan(seen.scatter) else seen.scatter
+
+
 def log_mean_exp(values: list[float]) -> float:
     return float(np.logaddexp.reduce(values) - math.log(len(values)))
 
@@ -127,9 +130,8 @@ class RatioOfMeans(Evaluator):
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
         self.histogram: str | None = None
-        self._shift = ShiftEvidence(evidence_grid(config, metric))
-        self._proof = self._shift
-        """Of the blocks at no less load than the baseline's: the same, until there are others."""
+        self._both = ShiftEvidence(evidence_grid(config, metric), (2,))
+        """Of being worse, and of being within the margin: that of the blocks at no less load than the baseline's alone."""
         self._proof_end: float | None = None
         self._open: dict[Track, Moments] = {t: Moments() for t in TRACKS}
         self._open_per: dict[Track, float] = dict.fromkeys(TRACKS, 0.0)
@@ -172,15 +174,20 @@ class RatioOfMeans(Evaluator):
         totals = [self._open[t].total for t in TRACKS]
         divided = [self._open_per[t] for t in TRACKS] if per else counts
         means = [max(s / n, self.metric.floor) for s, n in zip(totals, divided, strict=True)]
-        scatter = [0.0 if math.isnan(x) else x for x in (self._scatter[t].scatter for t in TRACKS)]
-        logs, variances = log_mean(counts, means, scatter, seen)
-        observed, variance = float(logs[1] - logs[0]), float(variances.sum())
-        if self.at_ease and self._proof is self._shift:
-            self._proof, self._proof_end = copy.deepcopy(self._shift), self._last_end
-        self._shift.update(observed, variance, _since(self._last_end, end))
+        own = [scatter_of(self._scatter[t]) for t in TRACKS]
+        pooled = sum([s * n for s, n in zip(own, seen, strict=True)]) / max(sum(seen), 1.0)
+        # rows: each track by its own scatter, and both by that of all
+        logs, variances = log_mean(counts, means, [own, [pooled, pooled]], seen)
+        (baseline_own, canary_own), (baseline_log, canary_log) = logs.tolist()
+        shown, alike = canary_own - baseline_own, canary_log - baseline_log
+        # A few very slow requests make a track scatter, and the log of its mean is put right by more than it lies low: what
+        # only that makes of a difference is not held against the canary.
+        observed = min(shown, alike) if self.metric.kind is MetricKind.LATENCY else shown
+        since = [_since(self._last_end, end), _since(self._proof_end, end)]
+        variance = float(variances[0].sum())
+        self._both.update([observed, shown], variance, since, [True, not self.at_ease])
         self._last_end = end
-        if self._proof is not self._shift and not self.at_ease:
-            self._proof.update(observed, variance, _since(self._proof_end, end))
+        if not self.at_ease:
             self._proof_end = end
         if self._bands is not None:
             self._bands.close(end)
@@ -189,15 +196,11 @@ class RatioOfMeans(Evaluator):
         self._open = {t: Moments() for t in TRACKS}
         self._open_per = dict.fromkeys(TRACKS, 0.0)
         self._blocks += 1
-        if self._proof is self._shift:
-            above, within = (float(e) for e in self._shift.log_e_either(self._bound))
-        else:
-            above = float(self._shift.log_e_above(self._bound))
-            within = float(self._proof.log_e_below(self._bound))
+        worse, close = self._both.log_e_either(self._bound)
+        above, within = float(worse[0]), float(close[1])
         if self.metric.kind is MetricKind.SIZE:
-            down = float(self._shift.log_e_below_wide(-self._bound))
-            above = log_mean_exp([above, down])
-            within = min(within, float(self._proof.log_e_above_near(-self._bound)))
+            above = log_mean_exp([above, float(self._both.log_e_below_wide(-self._bound)[0])])
+            within = min(within, float(self._both.log_e_above_near(-self._bound)[1]))
         if self._blocks >= MIN_BLOCKS:
             self._raise_to(above, within)
 
@@ -214,7 +217,7 @@ class RatioOfMeans(Evaluator):
     def wanted_shift(self) -> ShiftEvidence | None:
         """What estimate and interval are to be made of, where they are not those of the last block."""
         fresh = self._blocks and self._described_at != self._blocks
-        return self._shift if fresh else None
+        return self._both.part(0) if fresh else None
 
     def tell(self, estimate: float, low: float, high: float) -> None:
         """Note estimate and interval, as logs."""

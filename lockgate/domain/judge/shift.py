@@ -288,6 +288,13 @@ class ShiftEvidence:
             -np.inf, bound
         )
 
+    def part(self, index: int) -> ShiftEvidence:
+        """One of several observations' evidence, that goes on with theirs: to be read, not to be updated."""
+        out = ShiftEvidence.__new__(ShiftEvidence)
+        out.grid, out._drifts = self.grid, self._drifts
+        out.base, out.score, out.info = (x[index] for x in (self.base, self.score, self.info))
+        return out
+
     @classmethod
     def together(cls, several: Sequence[ShiftEvidence]) -> ShiftEvidence:
         """Those of one observation each, with grids of one size, as one: to be described, not to be updated."""
