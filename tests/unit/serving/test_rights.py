@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lockgate.adapters.git import Agent, Layout
-from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, Kind
+from lockgate.adapters.kube import ArgoCd, Flux, GitOpsAgent, Kind, ModelReader
 from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOMIZATIONS
 from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
 from lockgate.adapters.kube.kserve import LLM_SERVICES
@@ -91,7 +91,9 @@ def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     for slot in weights:
         kubernetes.delete(LLM_SERVICES, f"smol-{slot}")
     kubernetes.put(INFERENCE_SERVICES, inference_service())
-    assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=1.5)
+    # By the part that waits, which watches however long the lists before it took.
+    models = ModelReader(kubernetes.reader(), NAMESPACE)
+    models.wait_for_change(models.observe("smol", "http://x"), "smol", 0.3)
 
 
 def asked(kubernetes: Kubernetes) -> Rights:
