@@ -90,7 +90,6 @@ class _Writer:
                 [[key, self.value(type(part)() if key in empty else part)]
                  for key, part in vars(item).items()]]  # fmt: skip
 
-
     def _array(self, item: Any) -> list[Any]:
         """A view stays one: who writes into the array that it is of writes into the view."""
         whole = item
