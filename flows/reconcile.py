@@ -20,16 +20,22 @@ logger = logging.getLogger("lockgate.reconcile")
 def reconcile(model: str | None = None, environment: str = "local") -> list[str]:
     """Go on with every release in `environment` that is under way and that no flow holds the lease of.
 
-    Returns one line a release. Safe to run on a schedule beside running releases.
+    Returns one line a release. Safe to run on a schedule beside running releases. What ends one of them by an error keeps no
+    other one from being driven: the first such error is raised at the end.
     """
-    lines = []
+    lines, failures = [], []
     for state in driving.releases_under_way(environment, model):
         try:
             ended = canary(CanaryRequest(model=state.model, environment=state.environment))
         except LeaseHeld as held:
             lines.append(f"{state.model}: {held}")
+        except Exception as error:
+            logger.error("%s/%s: %s", state.model, state.environment, error)
+            failures.append(error)
         else:
             lines.append(f"{state.model}: {driving.describe(ended)}")
+    if failures:
+        raise failures[0]
     return lines
 
 

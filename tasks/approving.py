@@ -14,6 +14,7 @@ from lockgate.domain.approval import (
     Approver,
     Flaw,
     PullRecord,
+    PullRequest,
     Refusal,
     Verify,
     Weighed,
@@ -22,9 +23,16 @@ from lockgate.domain.approval import (
     weigh,
     weigh_pull,
 )
-from lockgate.domain.policy import Policy
+from lockgate.domain.policy import ForgePolicy, Policy
 from lockgate.domain.release_state import Phase, ReleaseState
-from lockgate.domain.rollout import Approval, Look, Observation, Rejection
+from lockgate.domain.rollout import (
+    Approval,
+    Look,
+    Observation,
+    Rejection,
+    Transition,
+    advance,
+)
 from lockgate.errors import GitError, LockgateError
 from tasks.workspace import Workspace
 
@@ -78,23 +86,56 @@ def _with_merge(workspace: Workspace, found: Weighed, now: datetime) -> Weighed:
     record = pull_record(workspace, request)
     if policy.forge is None or not policy.approval_rule(request.environment).merge_counts:
         return found
-    if record is None:
+    if record is None or found.rejected is not None:
         return found
+    path = gitops.request_path(request.model, request.environment, request.content_digest())
     if record.said.state == "open":
-        path = gitops.request_path(request.model, request.environment, request.content_digest())
-        landed = workspace.request_branches.holds(path)
-        what = "the request was pushed to the protected branch without a merge of its pull request"
-        return _refusing(found, record, Flaw.FORGED, what) if landed else found
+        if workspace.request_branches.holds(path):
+            what = (
+                "the request was pushed to the protected branch without a merge of its pull request"
+            )
+            return _refusing(found, record, Flaw.FORGED, what)
+        return _unless_closed_since(workspace, policy.forge, record, found)
     # Git's record is for the audit: anybody who can push could have written it.
-    try:
-        said = workspace.forge(policy.forge).look(record.said.number)
-    except LockgateError as error:
-        logger.warning("%s cannot be asked for yet: %s", record.place, error.message)
+    said = _word_of_the_forge(workspace, policy.forge, record)
+    if said is None:
         return found.model_copy(update={"unasked": record.said.state == "closed"})
     if said != record.said:
         what = f"Git has another word of it than {record.forge}, which says: {said.state}"
         return _refusing(found, record, Flaw.FORGED, what)
-    return weigh_recorded(workspace, record, policy, found, listed_approvers(workspace), now)
+    weighed = weigh_recorded(workspace, record, policy, found, listed_approvers(workspace), now)
+    if weighed.approved != found.approved and not workspace.request_branches.holds(path):
+        what = "the request was taken off the protected branch again"
+        return _refusing(found, record, Flaw.FORGED, what)
+    return weighed
+
+
+def _unless_closed_since(
+    workspace: Workspace, policy: ForgePolicy, record: PullRecord, found: Weighed
+) -> Weighed:
+    """`found`, by signatures alone, of a request whose pull request was open when it was last looked at: nothing is approved
+    past a no that is not written down yet. Signatures need no forge: where it cannot be asked, they count."""
+    if not found.enough:
+        return found
+    said = _word_of_the_forge(workspace, policy, record)
+    if said is None:
+        logger.error("PAGE: %s may have been closed meanwhile: it cannot be asked", record.place)
+        return found
+    return found if said.state == "open" else found.model_copy(update={"unasked": True})
+
+
+def _word_of_the_forge(
+    workspace: Workspace, policy: ForgePolicy, record: PullRecord
+) -> PullRequest | None:
+    """Asked once by each look and each commit; None where it does not answer."""
+    words, number = workspace.forge_words, record.said.number
+    if number not in words:
+        try:
+            words[number] = workspace.forge(policy).look(number)
+        except LockgateError as error:
+            logger.warning("%s cannot be asked for yet: %s", record.place, error.message)
+            words[number] = None
+    return words[number]
 
 
 def weigh_recorded(
@@ -195,11 +236,27 @@ def somebody_decided(workspace: Workspace, state: ReleaseState) -> bool:
         return False
 
 
+def ask_before(
+    workspace: Workspace, model: str, environment: str, observation: Observation
+) -> None:
+    """Hear what `asked_again` will want to know of a forge, before the clone is locked for the commit: nobody waits for a
+    forge there. What goes wrong here goes wrong there again."""
+    if isinstance(observation, Look) and isinstance(observation.decision, Approval):
+        try:
+            workspace.gitops.sync()
+            asked_again(workspace, workspace.gitops.read_state(model, environment), observation)
+        except LockgateError as error:
+            logger.debug("asked before: %s", error.message)
+
+
 def asked_again(
     workspace: Workspace, newest: ReleaseState, observation: Observation
 ) -> Observation:
     """The observation with the approval in it as it stands at the newest commit: one that was withdrawn or overruled since
-    the look raises nothing."""
+    the look raises nothing. What ends a release needs nobody's approval, and waits for none to be weighed."""
     if isinstance(observation, Look) and isinstance(observation.decision, Approval):
+        without = observation.model_copy(update={"decision": None})
+        if isinstance(advance(newest, without, datetime.now(UTC)), Transition):
+            return without
         return observation.model_copy(update={"decision": decision_on(workspace, newest)})
     return observation

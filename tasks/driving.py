@@ -35,7 +35,7 @@ from lockgate.domain.rollout import (
 )
 from lockgate.errors import LockgateError, Refused, UsageError
 from serving.manifests import render
-from tasks.approving import asked_again, somebody_decided
+from tasks.approving import ask_before, asked_again, somebody_decided
 from tasks.events import tell_transition
 from tasks.promotion_requests import attend
 from tasks.retries import TRANSIENT
@@ -95,9 +95,11 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
     if state.phase in TERMINAL_PHASES:
         return None
     workspace = Workspace.current()
-    attend(workspace, state)
-    if _just_looked_at(workspace, state) and not somebody_decided(workspace, state):
-        return None
+    attended = _just_looked_at(workspace, state)
+    if attended:
+        attend(workspace, state)
+        if not somebody_decided(workspace, state):
+            return None
     watcher = Watcher(workspace, state)
     told = _Told(state)
     while True:
@@ -107,6 +109,12 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
             watcher.keep_report()
             return look
         told.about(answer)
+        # Dangers first: no forge is asked before they have been looked for.
+        if state.phase is Phase.AWAITING_APPROVAL and not attended:
+            attended = True
+            attend(workspace, state)
+            if look.decision is None and somebody_decided(workspace, state):
+                continue
         if answer.finished or state.phase in (Phase.AWAITING_APPROVAL, Phase.HELD):
             return None
         if until is not None and time.monotonic() > until:
@@ -164,6 +172,7 @@ def commit(model: str, environment: str, observation: Observation) -> ReleaseSta
             ending[:] = [answer.subject]
         return answer
 
+    ask_before(workspace, model, environment, observation)
     try:
         result = apply(workspace, model, environment, build)
     except LockgateError as error:

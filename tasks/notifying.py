@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
+import httpx
 from prefect.blocks.abstract import NotificationError
 from prefect.blocks.notifications import SlackWebhook
 from prefect.client.orchestration import get_client
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
-from prefect.exceptions import PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException
 from pydantic import SecretStr
 
 from lockgate.domain.base import Frozen
@@ -121,8 +122,10 @@ def set_up(url: SecretStr, chosen: tuple[str, ...] = (), *, try_it: bool = True)
         saved = block.save(BLOCK, overwrite=True)
         assert isinstance(saved, UUID)
         _put([automation(message, saved) for message in wanted])
-    except PrefectException as error:
-        raise LockgateError(f"Prefect refused the notifications: {error}") from error
+    except (PrefectException, httpx.HTTPError) as error:
+        # What the server says of a request that it refused has the request, with the address, in it.
+        said = type(error).__name__
+        raise LockgateError(f"Prefect refused the notifications ({said})") from None
     return [message.automation for message in wanted]
 
 
@@ -145,10 +148,11 @@ def remove() -> list[str]:
         gone = _made()
         for one in gone:
             client.delete_automation(one.id)
-        found = client.read_block_documents()
-        for document in found:
-            if document.name == BLOCK:
-                client.delete_block_document(document.id)
+        try:
+            document = client.read_block_document_by_name(BLOCK, SlackWebhook.get_block_type_slug())
+        except ObjectNotFound:
+            return [one.name for one in gone]
+        client.delete_block_document(document.id)
     return [one.name for one in gone]
 
 

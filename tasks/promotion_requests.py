@@ -78,7 +78,9 @@ def _open(
         said = forge.look(number)
         pushed = said.head
         known = said.landed is not None and branches.has_landed(said.landed, path, text)
-        if not known and not branches.is_request(pushed, branch, path, text):
+        # Of a closed one nothing was taken up, and its branch may be gone: that somebody said no is not lost with it.
+        closed = said.state == "closed"
+        if not closed and not known and not branches.is_request(pushed, branch, path, text):
             raise GitError(
                 f"head_changed: pull request {number} ({said.url}) is not of the request alone",
                 hint="find out who pushed to it; approve by signature",

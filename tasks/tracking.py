@@ -179,7 +179,7 @@ def _release(
     spec = _fitting(track, environment, text, pinned.source)
     author = repository.last_author(gitops.track_path(track.model))
     # Who wrote the track started the release: an approval of theirs would be one of their own request.
-    request = ReleaseRequest(spec=spec, requested_by=author or "unknown")
+    request = ReleaseRequest(spec=spec, requested_by=author)
     return TrackedRelease(pinned=pinned, request=request)
 
 

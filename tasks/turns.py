@@ -17,7 +17,7 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import QuantizedModel, StoredModel
-from lockgate.errors import Refused
+from lockgate.errors import GitError, Refused, RegistryError, SourceError
 from tasks.bases import with_bases
 from tasks.intake import calibration_for, fetch_key, parsed_source, quantize_key
 from tasks.lease import ALONE_SECONDS, LEASE_SECONDS, release_alone
@@ -68,6 +68,10 @@ def _until_free(spec: ReleaseSpec, every: float) -> None:
             if not told:
                 logger.warning("waiting: %s", refusal.message)
                 told = True
+        except (GitError, SourceError, RegistryError) as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("waiting, and cannot look: %s", error.message)
         else:
             return
         time.sleep(every)

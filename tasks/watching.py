@@ -97,7 +97,8 @@ class Watcher:
         elif status is not None:
             self._seen = time.time()
         subject = self._subject()
-        decision = self._decision()
+        # Nothing that people may say changes a fail.
+        decision = None if self._verdict_is("fail") else self._decision()
         promising = self._is_promising(subject, slots)
         if promising and self.state.step is None and subject is not None:
             self._smoke_once(subject, status)

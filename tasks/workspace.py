@@ -31,7 +31,7 @@ from lockgate.adapters.signing import (
     Signer,
     generate_key,
 )
-from lockgate.domain.approval import Forge
+from lockgate.domain.approval import Forge, PullRequest
 from lockgate.domain.digests import Digest
 from lockgate.domain.images import ImageRef
 from lockgate.domain.policy import ForgePolicy, ImageScanPolicy, Policy, SigningPolicy
@@ -87,6 +87,11 @@ class Workspace:
             settings.git_remote, self.layout.checkout("requests"),
             settings.policy_branch or settings.branch, signing_key=settings.commit_signing_key,
         )  # fmt: skip
+
+    @cached_property
+    def forge_words(self) -> dict[int, PullRequest | None]:
+        """What the forge has said of pull requests, by number, since this object was made; None where it did not answer."""
+        return {}
 
     def forge(self, policy: ForgePolicy) -> Forge:
         """The host of pull requests that the policy names. Raises `UsageError` without a token."""

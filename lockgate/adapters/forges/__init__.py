@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+from lockgate.adapters.forges.limited import Limited
 from lockgate.domain.approval import Forge
 from lockgate.domain.policy import ForgePolicy
 from lockgate.errors import UsageError
@@ -12,7 +13,7 @@ from lockgate.errors import UsageError
 __all__ = ["open_forge"]
 
 SECONDS = 10
-"""Time limit of one request."""
+"""Time limit of one question, however many requests it takes."""
 
 
 def open_forge(policy: ForgePolicy, token: str, *, seconds: int = SECONDS) -> Forge:
@@ -26,10 +27,12 @@ def open_forge(policy: ForgePolicy, token: str, *, seconds: int = SECONDS) -> Fo
     if policy.kind == "github":
         from lockgate.adapters.forges.github import GitHub
 
-        return GitHub(policy.repository, token, url=policy.url, seconds=seconds)
+        github = GitHub(policy.repository, token, url=policy.url, seconds=seconds)
+        return Limited(github, policy, seconds)
     from lockgate.adapters.forges.gitlab import GitLab
 
-    return GitLab(policy.repository, token, url=policy.url, seconds=seconds)
+    gitlab = GitLab(policy.repository, token, url=policy.url, seconds=seconds)
+    return Limited(gitlab, policy, seconds)
 
 
 def _check(url: str) -> None:

@@ -38,7 +38,7 @@ class GitHub:
                 state="all", head=f"{owner}:{branch}", base=base, sort="created", direction="desc"
             )
             # The filter is the forge's; what it lets through is looked at.
-            found = [p.number for p in islice(pulls, 20) if p.head.ref == branch]
+            found = [p.number for p in islice(pulls, 20) if p.head.ref == branch and _is_own(p)]
             return max(found, default=None)
 
         return self._ask(ask)
@@ -66,16 +66,13 @@ class GitHub:
         pull = repository.get_pull(number)
         if pull.raw_data.get("number") != number:
             raise ValueError(f"asked for {number}, told of another one")
-        ours = pull.head.repo is not None and (
-            pull.head.repo.full_name.casefold() == pull.base.repo.full_name.casefold()
-        )
         facts: dict[str, Any] = {
             "number": number,
             "url": pull.html_url,
             "state": "merged" if pull.merged is True else pull.state,
             "base": pull.base.ref,
             "branch": pull.head.ref,
-            "fork": not ours,
+            "fork": not _is_own(pull),
             "head": pull.head.sha,
         }
         if pull.merged is True:
@@ -104,7 +101,7 @@ class GitHub:
             raise ForgeError(f"GitHub does not answer: {type(error).__name__}") from error
         except (
             github.BadAttributeException, ValueError, TypeError, KeyError, AttributeError,
-            AssertionError, RuntimeError,
+            AssertionError, RuntimeError, ArithmeticError,
         ) as error:  # fmt: skip
             raise ForgeError(
                 f"what answers is not GitHub's API, or redirects ({type(error).__name__})"
@@ -124,6 +121,12 @@ class GitHub:
         return self._client
 
 
+def _is_own(pull: TheirPull) -> bool:
+    """Whether its branch is the repository's own."""
+    ours = pull.base.repo.full_name.casefold()
+    return pull.head.repo is not None and pull.head.repo.full_name.casefold() == ours
+
+
 def _approvals(pull: TheirPull, merged: datetime | None) -> tuple[Review, ...]:
     """The last word of each reviewer, where it was a yes and came before the merge."""
     last: dict[int, Review | None] = {}
@@ -137,7 +140,8 @@ def _approvals(pull: TheirPull, merged: datetime | None) -> tuple[Review, ...]:
         given = said == "APPROVED"
         if account is None or (given and (when is None or merged is None or when > merged)):
             continue
-        last[account.id] = Review(by=account, commit=review.commit_id) if given else None
+        known = given and review.commit_id is not None
+        last[account.id] = Review(by=account, commit=review.commit_id) if known else None
     return tuple(review for review in last.values() if review is not None)
 
 

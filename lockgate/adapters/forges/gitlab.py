@@ -37,7 +37,11 @@ class GitLab:
                 iterator=True, source_branch=branch, target_branch=base, state="all", **_AT_ONCE
             )
             # The filter is the forge's; what it lets through is looked at.
-            found = [int(r.iid) for r in islice(requests, 20) if r.source_branch == branch]
+            found = [
+                int(r.iid)
+                for r in islice(requests, 20)
+                if r.source_branch == branch and r.source_project_id == r.target_project_id
+            ]
             return max(found, default=None)
 
         return self._ask(ask)
@@ -50,7 +54,8 @@ class GitLab:
                     "target_branch": base,
                     "title": title,
                     "description": body,
-                }
+                },
+                **_AT_ONCE,
             )
             return int(made.iid)
 
@@ -108,7 +113,9 @@ class GitLab:
             raise ForgeError("GitLab redirects: give the policy its own address") from error
         except requests.RequestException as error:
             raise ForgeError(f"GitLab does not answer: {type(error).__name__}") from error
-        except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        except (
+            ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ArithmeticError,
+        ) as error:  # fmt: skip
             raise ForgeError(
                 f"what answers is not GitLab's API ({type(error).__name__})"
             ) from error

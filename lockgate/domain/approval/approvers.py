@@ -23,6 +23,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}$"
 
 _KEY_TYPE = re.compile(r"(sk-)?(ssh|ecdsa)-[a-z0-9-]+(@openssh\.com)?")
 _ROLE = re.compile(r"[a-z0-9][a-z0-9-]*")
+_AUTHOR = re.compile(r"(.*?)\s*<([^<>]*)>")
 _ACCOUNT = re.compile(r"(github|gitlab)=(.*)")
 _LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[1-9][0-9]*)?")
 _OPTION = re.compile(r'([a-z-]+)(?:="([^"]*)")?')
@@ -110,8 +111,16 @@ def is_named(lines: Sequence[Approver], name: str) -> bool:
     known = {n for line in lines for n in _folded(line.names)}
     known |= {login.partition("=")[2] for line in lines for login in line._logins()}
     short = {n.split("@", 1)[0] for n in known}
-    asked = name.casefold()
-    return asked in known or asked.split("@", 1)[0] in short
+    return bool(_meant(name) & (known | short))
+
+
+def _meant(name: str) -> set[str]:
+    """All that a login, an address or a Git author (`Name <address>`) may mean, forges' `123+login@…` among them."""
+    whole = name.casefold().strip()
+    author = _AUTHOR.fullmatch(whole)
+    found = {whole, *(author.groups() if author else ())}
+    found |= {n.split("@", 1)[0] for n in found}
+    return {part for n in found for part in (n, *n.split("+"))} - {""}
 
 
 @dataclass(frozen=True)

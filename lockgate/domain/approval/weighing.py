@@ -228,6 +228,10 @@ def weigh_one(
     return Examination(presented=Presented(decision=decision, place=place, keys=keys))
 
 
+_NOBODY = ("", "unknown")
+"""What a request says where nobody knows who started the release; the word is older releases'."""
+
+
 def standing(
     decision: Decision,
     request: ApprovalRequest | LiftRequest,
@@ -253,9 +257,10 @@ def standing(
         return Flaw.EXPIRED, f"the request expired at {request.expires}"
     if isinstance(request, LiftRequest):
         return None
-    if request.requested_by is None:
+    requester = (request.requested_by or "").strip()
+    if requester in _NOBODY:
         return Flaw.REQUESTER_UNKNOWN, "the state does not say who started the release"
-    if is_named(person(line, approvers), request.requested_by):
+    if is_named(person(line, approvers), requester):
         return Flaw.SELF_GIVEN, f"{request.requested_by} started this release"
     return None
 

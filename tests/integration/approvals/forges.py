@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import urllib.parse
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,6 +148,9 @@ class ForgeDouble:
             return
         if self.fault == "hangs":
             self.freed.wait(30)
+        if self.fault == "drips":
+            self._drip(handler)
+            return
         status, said, headers = self._faulty() or (*self._answer(handler, body), {})
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         handler.send_response(status)
@@ -157,10 +161,21 @@ class ForgeDouble:
         handler.end_headers()
         handler.wfile.write(data)
 
+    def _drip(self, handler: BaseHTTPRequestHandler) -> None:
+        """An answer without an end, a byte at a time: no read of it takes long."""
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with suppress(OSError):
+            while not self.freed.wait(0.2):
+                handler.wfile.write(b" ")
+
     def _faulty(self) -> tuple[int, Any, dict[str, str]] | None:
         elsewhere = {"Location": f"{self.address}/elsewhere"}
         return {
             "500": (500, {"message": "Server Error"}, {}),
+            "429": (429, {"message": "later"}, {"Retry-After": "3600"}),
+            "deep": (200, b"[" * 200_000, {}),
             "html": (200, b"<html>It works!</html>", {}),
             "cut": (200, b'{"number": 1, "state": "clo', {}),
             "empty": (200, {}, {}),

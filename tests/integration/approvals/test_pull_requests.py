@@ -14,7 +14,7 @@ import yaml
 from desk import Desk
 from forges import TOKEN, ForgeDouble, now
 
-from lockgate.adapters.forges import open_forge
+from lockgate.adapters.forges import limited, open_forge
 from lockgate.domain.release_state import Phase
 from lockgate.domain.rollout import Approval, HoldLifted, Rejection
 from lockgate.errors import GitError
@@ -24,7 +24,7 @@ from tasks.approving import decision_on
 from tasks.promotion_requests import attend
 from tasks.workspace import Workspace
 from tests.integration.git.repositories import git
-from tests.unit.rollout.world import look
+from tests.unit.rollout.world import look, verdict
 
 
 class Office:
@@ -141,9 +141,7 @@ def test_a_request_is_opened_once_and_its_merge_lets_the_release_go_on(office: O
         assert word in pull.body
 
     office.forge.merge("mara-gh")
-    seen = driving.observe.fn(office.desk.state())
-    assert seen is not None
-    yes = seen.decision
+    yes = office.looks()
     assert isinstance(yes, Approval)
     assert yes.by == "mara@example.com"
     assert office.raises(yes) is Phase.CANARY
@@ -342,7 +340,81 @@ def test_the_merged_request_of_another_question_is_a_replay(office: Office) -> N
     office.refused("replayed")
 
 
-FAULTS = ("down", "hangs", "500", "html", "cut", "empty", "other", "301", "302", "307")
+def test_a_forge_that_kept_one_driver_waiting_keeps_no_other_one_waiting(
+    office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workspace_module, "open_forge", partial(open_forge, seconds=1))
+    monkeypatch.setattr(limited, "_away", {})
+    office.forge.fault = "hangs"
+    assert office.looks() is None
+    asked = len(office.forge.asked)
+    assert office.looks() is None
+    assert len(office.forge.asked) == asked
+    assert "is let be" in caplog.text
+
+
+def test_a_no_at_the_forge_is_heard_before_signatures_raise_what_it_was_said_to(
+    office: Office,
+) -> None:
+    office.looks()
+    office.forge.shut("joe-gh")
+    assert office.desk.decides("mara")[0] == 0
+    # A driver that has not yet written down that it was closed.
+    workspace = Workspace.current()
+    workspace.gitops.sync()
+    assert decision_on(workspace, office.desk.state()) is None
+    assert isinstance(office.looks(), Rejection)
+
+
+@only_github
+def test_a_no_is_not_lost_with_the_branch_before_it_was_written_down(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion_requests, "_record", lambda *_: None)
+        office.looks()
+    office.forge.shut("joe-gh")
+    git("update-ref", "-d", f"refs/heads/{office.forge.pull.branch}", at=office.desk.remote)
+    assert isinstance(office.looks(), Rejection)
+
+
+@only_github
+def test_a_merge_that_was_reverted_approves_no_more(office: Office) -> None:
+    office.looks()
+    office.forge.merge("mara-gh")
+    assert isinstance(office.looks(), Approval)
+    work = office.forge.work
+    git("revert", "--no-edit", "-m", "1", "HEAD", at=work)
+    git("push", "--quiet", "origin", "HEAD:protected", at=work)
+    office.refused("forged")
+
+
+def test_a_rollback_is_committed_without_a_word_of_the_forge(office: Office) -> None:
+    office.looks()
+    office.forge.merge("mara-gh")
+    yes = office.looks()
+    assert isinstance(yes, Approval)
+    asked = len(office.forge.asked)
+    failed = look(office.desk.state(), decision=yes, verdict=verdict("fail"))
+    assert driving.commit("m", "prod", failed).phase is Phase.DRAINING
+    assert len(office.forge.asked) == asked
+
+
+FAULTS = (
+    "down",
+    "hangs",
+    "drips",
+    "429",
+    "deep",
+    "500",
+    "html",
+    "cut",
+    "empty",
+    "other",
+    "301",
+    "302",
+    "307",
+)
 
 
 def test_a_forge_that_is_away_or_talks_nonsense_decides_nothing_and_loses_nothing(
@@ -354,12 +426,14 @@ def test_a_forge_that_is_away_or_talks_nonsense_decides_nothing_and_loses_nothin
         before = office.desk.commits
         for fault in faults:
             office.forge.fault = fault
+            monkeypatch.setattr(limited, "_away", {})
             caplog.clear()
             assert office.looks() is None
             assert "the promotion pull request of m/prod" in caplog.text, fault
         assert office.desk.commits == before
         assert office.raises(None) is Phase.AWAITING_APPROVAL
         office.forge.fault = None
+        monkeypatch.setattr(limited, "_away", {})
 
     are_waited_out(*FAULTS)
     assert office.forge.pulls == []

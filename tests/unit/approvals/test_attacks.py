@@ -248,7 +248,11 @@ def test_an_approval_expires(desk: Desk) -> None:
         ("mara", Flaw.SELF_GIVEN),
         ("MARA@EXAMPLE.COM", Flaw.SELF_GIVEN),
         ("mmeier", Flaw.SELF_GIVEN),
+        # As Git names the author of the track that an unattended release comes from.
+        ("Mara Koch <mara@example.com>", Flaw.SELF_GIVEN),
+        ("M. <583231+mmeier@users.noreply.github.com>", Flaw.SELF_GIVEN),
         (None, Flaw.REQUESTER_UNKNOWN),
+        ("unknown", Flaw.REQUESTER_UNKNOWN),
     ],
 )
 def test_nobody_approves_what_they_started_under_any_name(
