@@ -119,3 +119,15 @@ def test_an_equal_canary_does_not_fail_for_how_its_scrapes_are_spread(how: dict[
     assert report.verdict is not Verdict.FAIL
     # nearly all of 900 s at one request a second: little waits
     assert metric(report, "ttft").n_canary > 500 or report.verdict is Verdict.PASS
+
+
+def test_what_is_known_of_an_instance_late_does_not_make_its_track_older() -> None:
+    """A metric's samples, and a track's, were last seen when the one was scraped that was scraped last."""
+    judge = Judge(CONFIG)
+    counters = {finished("stop"): 1.0, finished("length"): 1.0}
+    judge.observe(Scrape(0.0, "canary", "c-0", True, counters))
+    judge.observe(Scrape(0.0, "canary", "c-1", True, counters))
+    for time, name in ((40.0, "b-0"), (40.0, "b-1"), (40.0, "c-0"), (15.0, "c-1")):
+        judge.observe(Scrape(time, "baseline" if name < "c" else "canary", name, True, counters))
+    report = judge.look(41.0)
+    assert Verdict.METRICS_OUTAGE not in (report.verdict, metric(report, "finish_reasons").verdict)
