@@ -77,9 +77,11 @@ class StepTrace:
         """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
         written = "".join(to_line(record) + "\n" for record in records).encode()
         with self.path.open("ab") as lines:
-            # What another process has written since was not this judge's to see.
+            # What another process has written since, or writes at this moment, was not this judge's to see.
             self._alone = self._alone and lines.tell() == self._size
             lines.write(written)
+            lines.flush()
+            self._alone = self._alone and lines.tell() == self._size + len(written)
         self._size += len(written)
         self._lines += len(records)
         self._unkept += len(records)
