@@ -177,6 +177,8 @@ def _ends(trace: Path, size: int) -> str:
         tail = file.read(min(size, _ENDS_BYTES))
     if len(tail) < min(size, _ENDS_BYTES):
         raise NotKept("the trace is shorter than what was read of it")
+    if size and not tail.endswith(b"\n"):
+        raise NotKept("what was read of the trace ends within a line")
     return hashlib.sha256(head + tail).hexdigest()
 
 

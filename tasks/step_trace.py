@@ -27,7 +27,10 @@ class StepTrace:
     def __init__(self, path: Path, looks: Path) -> None:
         self.path = path
         self.newest: dict[tuple[Track, str], float] = {}
-        """Time of the last scrape of each instance."""
+        """Time of the last scrape of each instance that answered it. What the driver knows itself, it says by its own clock:
+        that tells nobody how far a store of metrics has been read."""
+        self._last: float | None = None
+        """Time of the newest entry."""
         self._looks = looks
         self._checkpoint = path.with_suffix(".checkpoint.json")
         self._size, self._lines = 0, 0
@@ -50,7 +53,7 @@ class StepTrace:
             return None
         kept = bring_back(self._checkpoint, self.path, step=judge.step)
         if kept is not None:
-            (state, self.newest), self._size, self._lines = kept
+            (state, self.newest, self._last), self._size, self._lines = kept
             judge.resume(state)
         with self.path.open("rb") as lines:
             lines.seek(self._size)
@@ -68,15 +71,17 @@ class StepTrace:
                 self._size += len(line)
                 self._unkept += 1
         self.keep(judge)
-        return max(self.newest.values(), default=None)
+        return self._last
 
     def append(self, records: Sequence[Scrape | RequestRow]) -> None:
         """Written and handed to the operating system before the judge sees them: a SIGKILL loses at most a partial line."""
         written = "".join(to_line(record) + "\n" for record in records).encode()
         with self.path.open("ab") as lines:
-            # What another process has written since was not this judge's to see.
+            # What another process has written since, or writes at this moment, was not this judge's to see.
             self._alone = self._alone and lines.tell() == self._size
             lines.write(written)
+            lines.flush()
+            self._alone = self._alone and lines.tell() == self._size + len(written)
         self._size += len(written)
         self._lines += len(records)
         self._unkept += len(records)
@@ -89,10 +94,13 @@ class StepTrace:
             self._unkept = 0
             put_aside(
                 self._checkpoint, self.path, step=judge.step, size=self._size, lines=self._lines,
-                held=(judge.state, self.newest),
+                held=(judge.state, self.newest, self._last),
             )  # fmt: skip
 
     def _note(self, record: Scrape | RequestRow) -> None:
+        self._last = record.time if self._last is None else max(record.time, self._last)
+        if isinstance(record, Scrape) and not record.scraped:
+            return
         key = (record.track, record.instance)
         self.newest[key] = max(record.time, self.newest.get(key, record.time))
 

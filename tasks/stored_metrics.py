@@ -42,7 +42,7 @@ class StoredMetrics:
         """`tracks`: by slot; `route`: as it is, for a slot that gets copies.
 
         Raises:
-            UsageError: the settings name no Prometheus, or their templates or token cannot be used.
+            UsageError: the settings name no Prometheus, their templates or token cannot be used, or do not tell the slots apart.
         """
         if settings.prometheus_url is None:
             raise UsageError("no Prometheus is set", hint="set LOCKGATE_PROMETHEUS_URL")
@@ -58,6 +58,14 @@ class StoredMetrics:
                 f"a template of LOCKGATE_PROMETHEUS_… cannot be filled: {error!r}",
                 hint="known are {environment}, {model}, and in labels {namespace} and {slot}",
             ) from error
+        of: dict[Track, set[tuple[Any, ...]]] = {track: set() for track in tracks.values()}
+        for target in targets:
+            of[target.track].add((tuple(sorted(target.labels.items())), target.cluster))
+        if len(of) > 1 and set.intersection(*of.values()):
+            raise UsageError(
+                "both slots would be read from the same series of Prometheus: the canary would be compared with itself",
+                hint="name {slot} in LOCKGATE_PROMETHEUS_SERVERS, and {slot} or {service} in LOCKGATE_GATEWAY_CLUSTER",
+            )
         self._reader = PrometheusReader(
             url, targets, ca=settings.prometheus_ca, token=_token(settings)
         )
@@ -67,7 +75,8 @@ class StoredMetrics:
         return self._reader.read(start, end)
 
     def new(self, newest: Newest, since: float, now: float) -> list[Scrape]:
-        """What is stored beyond the newest scrape of each instance, and not older than `since`. Raises `MetricsError`."""
+        """What is stored beyond the newest scrape of each instance (of those that answered), and not older than `since`. Raises
+        `MetricsError`."""
         start = max(newest.values(), default=since) - LATE_SECONDS
         start = max(start, since, now - OLDEST_SECONDS)
         return [

@@ -155,6 +155,10 @@ def parse_metrics(
             invalid.add(key)
         else:
             histograms[key] = found
+    for key in invalid:
+        # What is left of a sum of which a part is no number is no number either.
+        counters.pop(key, None)
+        gauges.pop(key, None)
     if not counters and not histograms and not gauges and not invalid:
         raise MetricsError("none of the expected metrics is there")
     return counters, histograms, gauges, tuple(sorted(invalid))

@@ -77,18 +77,27 @@ class PrometheusReader:
         self._targets = targets
         self._timeout = timeout_seconds
         self._ca = ca
-        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        self._token = token
 
     def read(self, start: float, end: float) -> list[Scrape]:
         """Scrapes made after `start` and until `end` (Unix seconds), in order of time.
 
         Raises:
-            MetricsError: the server does not answer, or answers with an error or a warning: a trace
-            with a hole in it decides nothing.
+            MetricsError: the server does not answer, or answers with an error, a warning or what is
+            no sample: a trace with a hole in it decides nothing.
         """
+        try:
+            return self._read(start, end)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise MetricsError(
+                f"Prometheus at {self._shown} answered in an unknown form: {error!r}"
+            ) from error
+
+    def _read(self, start: float, end: float) -> list[Scrape]:
         found: list[Scrape] = []
+        headers, trusted = self._headers(), self._trusted()
         with httpx.Client(
-            timeout=self._timeout, trust_env=False, verify=self._trusted(), headers=self._headers
+            timeout=self._timeout, trust_env=False, verify=trusted, headers=headers
         ) as client:
             begin = start
             while begin < end:
@@ -97,6 +106,14 @@ class PrometheusReader:
                     found += self._scrapes(client, target, begin, until)
                 begin = until
         return sorted(found, key=lambda s: (s.time, s.track, s.instance))
+
+    def _headers(self) -> dict[str, str]:
+        if self._token is None:
+            return {}
+        if not self._token.isascii() or not self._token.isprintable():
+            # Said here: the errors of who would send it hold all of it.
+            raise MetricsError("the token for Prometheus has characters that no header may have")
+        return {"Authorization": f"Bearer {self._token}"}
 
     def _trusted(self) -> ssl.SSLContext | bool:
         if self._ca is None:
@@ -112,29 +129,26 @@ class PrometheusReader:
         self, client: httpx.Client, target: PrometheusTarget, start: float, end: float
     ) -> Iterator[Scrape]:
         matchers = [f"{name}={_quoted(value)}" for name, value in target.labels.items()]
-        own: dict[str, frozenset[str]] = {}
-        names: dict[str, str] = {}
-        scrapes: dict[tuple[str, float], _Samples] = {}
+        own: dict[_Whose, frozenset[str]] = {}
+        scrapes: dict[tuple[_Whose, float], _Samples] = {}
         for labels, values in self._range(client, "up", matchers, start, end):
-            instance = labels.get("instance", "")
-            own[instance] = frozenset(labels)
-            names[instance] = labels.get(target.named_by) or instance
+            whose = _whose(labels, target)
+            own[whose] = frozenset(labels)
             for time, up in values:
                 if up == 1.0:
-                    scrapes[instance, time] = _Samples()
+                    scrapes[whose, time] = _Samples()
         wanted = _ENGINE if target.cluster is None else _GATEWAY
         if target.cluster is not None:
             matchers.append(f"envoy_cluster_name={_quoted(target.cluster)}")
         named = [f"__name__=~{_quoted(wanted)}", *matchers]
         for labels, values in self._range(client, "", named, start, end):
-            instance = labels.get("instance", "")
-            without = _IRRELEVANT_LABELS | own.get(instance, frozenset())
+            whose = _whose(labels, target)
+            without = _IRRELEVANT_LABELS | own.get(whose, frozenset())
             for time, value in values:
-                scrape = scrapes.get((instance, time))
+                scrape = scrapes.get((whose, time))
                 if scrape is not None:
                     _add(scrape, labels, without, value)
-        for (instance, time), samples in scrapes.items():
-            name = names[instance]
+        for ((_, name), time), samples in scrapes.items():
             found = _scrape(
                 samples, time, target.track,
                 name if target.cluster is None else f"{name}/{target.cluster}",
@@ -173,6 +187,15 @@ class PrometheusReader:
             raise MetricsError(
                 f"Prometheus at {self._shown} answered in an unknown form: {error!r}"
             ) from error
+
+
+_Whose = tuple[str, str]
+"""A target's address and its name: the address of a pod that is gone may be another's next."""
+
+
+def _whose(labels: Mapping[str, str], target: PrometheusTarget) -> _Whose:
+    instance = labels.get("instance", "")
+    return instance, labels.get(target.named_by) or instance
 
 
 def without_credentials(url: str) -> str:
@@ -228,6 +251,10 @@ def _scrape(samples: _Samples, time: float, track: Track, instance: str) -> Scra
             samples.invalid.add(key)
         else:
             histograms[key] = found
+    for key in samples.invalid:
+        # What is left of a sum of which a part is no number is no number either.
+        samples.counters.pop(key, None)
+        samples.gauges.pop(key, None)
     return Scrape(
         time, track, instance, True, samples.counters, histograms, samples.gauges,
         tuple(sorted(samples.invalid)),

@@ -15,7 +15,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain JSON-compatible data, with defaults left in (so that a changed default changes the digest)."""
+        """Plain JSON-compatible data, with defaults left in (so that a changed default changes the digest), but for keys that came
+        later (`exclude_if`): a process that is not upgraded yet refuses keys that it does not know."""
         return self.model_dump(mode="json")
 
     def content_digest(self) -> Digest:

@@ -7,7 +7,7 @@ rollback move traffic and restart nothing.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -157,7 +157,7 @@ class ReleaseState(Frozen):
     that stable had, else 0."""
     fresh_baseline: bool = False
     """Whether slot `baseline` stands: from the candidate's deployment until its last requests after the canary are out."""
-    restoring: Restoring | None = None
+    restoring: Annotated[Restoring | None, Field(exclude_if=lambda value: value is None)] = None
     """None where each version has an object of its own, which just goes with it, and where nothing is under way."""
     leaving: Leaving | None = None
     """Strategy `borrow`: set while a candidate gives its replicas back."""

@@ -181,7 +181,9 @@ class CanaryStep(Frozen):
     """A pass is not taken earlier."""
     min_requests: Annotated[int, Field(ge=1)] = 20
     """A pass is not taken before the canary has finished so many. A `header` step counts none."""
-    margins: StepMargins = StepMargins()
+    margins: Annotated[StepMargins, Field(exclude_if=lambda value: value == StepMargins())] = (
+        StepMargins()
+    )
     """Wider or narrower margins of this step: a small step proves less in its time, the last one may have to prove more."""
     max_seconds: Seconds = 600
     """Time budget: without a verdict by then the step ends as insufficient data."""

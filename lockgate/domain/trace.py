@@ -38,6 +38,10 @@ LARGEST = 2.0**53
 """Beyond it a float does not count by ones any more."""
 
 
+COUNTED_HERE = "lockgate:"
+"""Samples that the driver counts itself, by its own clock: they say nothing about anybody's metrics."""
+
+
 class TraceError(UsageError, ValueError):
     """A line of a trace is not in the format; the judge cannot tell what it would have said."""
 
@@ -64,6 +68,12 @@ class Scrape:
     gauges: Mapping[str, float] = field(default_factory=dict)
     invalid: tuple[str, ...] = ()
     """Samples that were present but no number that may be one, or no proper histogram."""
+
+    @property
+    def scraped(self) -> bool:
+        """Whether an endpoint answered: not that it is known to be dead, nor what the driver has counted itself."""
+        samples = itertools.chain(self.counters, self.histograms, self.gauges, self.invalid)
+        return self.up and any(not name.startswith(COUNTED_HERE) for name in samples)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,10 @@ class QuantileBands:
         self._found: tuple[QuantileBand, ...] | None = ()
 
     def take(self, track: Track, buckets: Buckets) -> None:
-        """Add one instance's counts to the open block. Other bounds than the first tell of other shares: left out."""
+        """Add one instance's counts to the open block. Other bounds than the first tell of other shares: left out, and so is a
+        histogram of one bucket, which tells of none."""
+        if len(buckets.le) < 2:
+            return
         if not self._bounds:
             self._bounds = buckets.le
             self._seen = CdfSequence(len(buckets.le) - 1, (len(TRACKS),))

@@ -77,7 +77,9 @@ class Evaluator(ABC):
             if lasting:
                 self.last_seen = dict.fromkeys(TRACKS, math.inf)
             else:
-                self.last_seen[scrape.track] = scrape.time
+                # Another instance's later scrape may be known already.
+                before = self.last_seen.get(scrape.track, scrape.time)
+                self.last_seen[scrape.track] = max(before, scrape.time)
 
     @abstractmethod
     def _has_source(self, scrape: Scrape) -> bool: ...

@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from lockgate.domain.judge.absences import HEALTHY_MEMBERS
 from lockgate.domain.judge.config import JudgeConfig
 from lockgate.domain.judge.increments import Increments, matches
-from lockgate.domain.trace import TRACKS, Scrape, Track
+from lockgate.domain.trace import COUNTED_HERE, TRACKS, Scrape, Track
 
-_PROBES = "lockgate:"
-"""Samples that the driver counts itself: they say nothing about anybody's metrics."""
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
@@ -68,8 +66,10 @@ class HealthWatch:
             if life.last_up is not None or not life.joined:
                 self._down(scrape, life)
             return
-        if any(not n.startswith(_PROBES) for n in (*scrape.counters, *scrape.histograms)):
-            self.last_usable[scrape.track] = scrape.time
+        if any(not n.startswith(COUNTED_HERE) for n in (*scrape.counters, *scrape.histograms)):
+            # Another instance's later scrape may be known already.
+            before = self.last_usable.get(scrape.track, scrape.time)
+            self.last_usable[scrape.track] = max(before, scrape.time)
         life.engine = life.engine or any(
             name.startswith("vllm:")
             for part in (scrape.counters, scrape.histograms)

@@ -95,6 +95,9 @@ class Judge:
             self._start = record.time
         if self._now is None or record.time > self._now:
             self._now = record.time
+        told = isinstance(record, RequestRow) or record.scraped
+        if told and (not self._moments or record.time > self._moments[-1]):
+            # What the driver says by its own clock is left out: a store of metrics knows of that time later. No track is late.
             self._moments.append(record.time)
         if isinstance(record, RequestRow):
             self._observe_request(record, self._start)
@@ -158,7 +161,9 @@ class Judge:
             covered = self._stretches.covered_until()
             if covered >= end:
                 self._closed = max(self._closed + 1, self._ends.ended(covered - begin))
-            elif self._waited(end) >= self.config.block_s:
+            elif (
+                waited := self._waited(end)
+            ) >= self.config.block_s and waited >= self._patience():
                 self._closed += 1
             else:
                 return
@@ -169,6 +174,12 @@ class Judge:
         while self._moments and self._moments[0] < end:
             self._moments.popleft()
         return self._moments[-1] - self._moments[0] if self._moments else -math.inf
+
+    def _patience(self) -> float:
+        """Seconds that a block waits for a track. Instances that are scraped each at a time of its own come round in turn: one
+        interval apart, or two where a scrape is known late."""
+        twice = min(2.0 * self._stretches.spacing(), self.config.outage_after_s)
+        return max(self.config.block_s, twice)
 
     def _close(self, end: float) -> None:
         # added up first: there are many evaluators, and what is in one block is one to most of them

@@ -5,8 +5,9 @@ may have a hole (its writer was killed). An increment belongs to all of the time
 last scrape. So nothing is handed on before both tracks were scraped past the same moment; what one
 track has shown meanwhile waits, and is then handed on together with the other's.
 
-Engines and gateways wait for their like only: an engine that hangs does not keep the gateway's errors
-from being seen.
+Engines, gateways and the driver's own probes wait for their like only: an engine that hangs does not keep
+the gateway's errors from being seen, and a probe, counted at each look, does not make a gateway that is
+scraped less often count as gone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 from lockgate.domain.judge.increments import Increments
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
-Lane = Literal["engine", "gateway"]
+Lane = Literal["engine", "gateway", "probe"]
 
 _MISSED_LOOKS = 4
 """An instance is not waited for once each of its siblings was scraped this often without it: a pod
@@ -31,6 +32,8 @@ class _Source:
     track: Track
     latest: float
     missed: int = 0
+    gap: float = 0.0
+    """Between its last two scrapes."""
 
 
 @dataclass
@@ -46,6 +49,8 @@ def lane_of(scrape: Scrape) -> Lane | None:
     samples = (*scrape.counters, *scrape.histograms, *scrape.gauges)
     if any(name.startswith("vllm:") for name in samples):
         return "engine"
+    if samples and not scrape.scraped:
+        return "probe"
     return "gateway" if samples else None
 
 
@@ -68,7 +73,7 @@ class Stretches:
             source = self._sources[key] = _Source(lane, scrape.track, scrape.time)
             queue = self._queues.setdefault(lane, _Queue())
             queue.first.setdefault(scrape.track, scrape.time)
-        source.latest, source.missed = scrape.time, 0
+        source.gap, source.latest, source.missed = scrape.time - source.latest, scrape.time, 0
         for other in self._siblings(source.lane, source.track):
             if other.latest < scrape.time:
                 other.missed += 1
@@ -86,16 +91,25 @@ class Stretches:
     def _siblings(self, lane: Lane, track: Track) -> list[_Source]:
         return [s for s in self._sources.values() if s.lane == lane and s.track == track]
 
+    def _here(self, lane: Lane, track: Track) -> list[_Source]:
+        """Those of the track that are waited for."""
+        siblings = self._siblings(lane, track)
+        alive = sum(s.missed <= len(siblings) for s in siblings)
+        limit = _MISSED_LOOKS * max(alive, 1)
+        return [s for s in siblings if s.missed < limit]
+
     def _scraped_until(self, lane: Lane) -> float:
         """The moment past which every instance of the lane was scraped, on both tracks."""
-        reached = math.inf
-        for track in TRACKS:
-            siblings = self._siblings(lane, track)
-            alive = sum(s.missed <= len(siblings) for s in siblings)
-            limit = _MISSED_LOOKS * max(alive, 1)
-            here = [s.latest for s in siblings if s.missed < limit]
-            reached = min(reached, min(here, default=-math.inf))
-        return reached
+        return min(
+            min((s.latest for s in self._here(lane, track)), default=-math.inf) for track in TRACKS
+        )
+
+    def spacing(self) -> float:
+        """The longest that an instance which is waited for was away between its last two scrapes."""
+        return max(
+            (s.gap for lane in self._queues for t in TRACKS for s in self._here(lane, t)),
+            default=0.0,
+        )
 
     def _shared(self) -> list[Lane]:
         """Lanes that both tracks have."""

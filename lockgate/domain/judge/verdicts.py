@@ -93,7 +93,10 @@ class Decision:
 
 def _with_quantiles(standing: Standing, metric: MetricVerdict) -> MetricVerdict:
     evaluator = standing.evaluators.get(metric.name)
-    bands = evaluator.quantiles() if evaluator is not None else ()
+    try:
+        bands = evaluator.quantiles() if evaluator is not None else ()
+    except (ArithmeticError, LookupError, ValueError):
+        return metric  # nothing is decided by them: a report without them is better than none
     return metric.model_copy(update={"quantiles": bands}) if bands else metric
 
 

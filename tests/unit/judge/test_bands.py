@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lockgate.domain.judge import DEFAULT_METRICS, Judge, JudgeConfig, JudgeReport
+from lockgate.domain.judge import (
+    DEFAULT_METRICS,
+    Judge,
+    JudgeConfig,
+    JudgeReport,
+    Verdict,
+    judge_lines,
+)
 from lockgate.domain.judge.bands import QuantileBands
 from lockgate.domain.judge.increments import Buckets
-from lockgate.domain.trace import TRACKS, parse_line
+from lockgate.domain.trace import TRACKS, Track, parse_line
 from tests.unit.judge.test_verdicts_on_traces import metric
 from tests.unit.judge.traces import Server, trace
 
@@ -89,3 +97,31 @@ def test_bands_of_a_canary_with_other_buckets_than_the_baseline_stay_open() -> N
     median = bands.bands()[0]
     assert median.baseline[0] and median.baseline[1]
     assert median.canary == median.ratio == (None, None)
+
+
+@pytest.mark.parametrize("of", [TRACKS, ("canary",), ("baseline",)])
+def test_a_latency_of_one_bucket_has_no_bands_and_the_canary_is_decided_on_all_the_same(
+    of: tuple[Track, ...],
+) -> None:
+    def one_bucket(row: dict[str, Any]) -> dict[str, Any]:
+        if row["track"] in of:
+            for histogram in row["histograms"].values():
+                histogram["le"] = histogram["le"][-1:]
+                histogram["cumulative"] = histogram["cumulative"][-1:]
+        return row
+
+    lines = trace(Server(rate=3.0), Server(rate=3.0, errors=0.5), 120, 1, edit=one_bucket)
+    report = judge_lines(lines, JudgeConfig(step_start=0.0))
+    assert report.verdict is Verdict.FAIL
+    bands = metric(report, "ttft").quantiles
+    assert all(getattr(b, t) == b.ratio == (None, None) for t in of for b in bands)
+
+
+def test_bands_that_cannot_be_made_end_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: QuantileBands) -> None:
+        raise ValueError("zero-size array")
+
+    monkeypatch.setattr(QuantileBands, "bands", broken)
+    report = judge_lines(trace(Server(), Server(errors=0.5), 120, 1), JudgeConfig(step_start=0.0))
+    assert report.verdict is Verdict.FAIL
+    assert metric(report, "ttft").quantiles == ()

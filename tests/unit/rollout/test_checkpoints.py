@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -15,7 +16,7 @@ from lockgate.domain.judge import Judge
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import LatencyObjective, ServiceLevels
-from lockgate.domain.trace import Scrape, parse_line
+from lockgate.domain.trace import Scrape, parse_line, to_line
 from tasks import step_trace
 from tasks.checkpoints import bring_back, put_aside
 from tasks.judging import StepJudge
@@ -186,3 +187,63 @@ def test_a_checkpoint_of_anything_else_is_as_if_there_were_none(
     for line in lines:
         fresh.observe(parse_line(line))
     assert again.look(None) == fresh.look(None)
+
+
+def test_who_was_written_into_while_writing_keeps_no_checkpoint_and_the_next_driver_reads_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: ReleaseState, read: list[str]
+) -> None:
+    """Another driver of the step appends after this one has looked where the trace ends, and before its own lines."""
+    monkeypatch.setattr(step_trace, "CHECKPOINT_LINES", 20)
+    path = tmp_path / "000001.jsonl"
+    seen, strange = pairs(state, 60), pairs(state, 2, errors=0.5)
+    kept, judge = opened(path, state)
+    feed(kept, judge, seen[:18])
+    plain = Path.open
+
+    class Raced:
+        """The trace, as it is being appended to."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Raced:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, text: bytes) -> None:
+            with plain(path, "ab") as other:
+                other.writelines(to_line(scrape).encode() + b"\n" for scrape in strange)
+            self.file.write(text)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as race:
+        race.setattr(Path, "open", lambda path, mode: Raced(plain(path, mode)))
+        kept.append(seen[18:20])
+    for scrape in seen[18:20]:
+        judge.observe(scrape)
+    kept.keep(judge)
+    assert not path.with_suffix(".checkpoint.json").exists()
+    read.clear()
+    _, again = opened(path, state)
+    assert len(read) == 20 + len(strange)
+    fresh = StepJudge(state)
+    for line in path.read_text().splitlines():
+        fresh.observe(parse_line(line))
+    assert again.look(None) == fresh.look(None)
+
+
+def test_what_ends_within_a_line_is_neither_kept_nor_brought_back(tmp_path: Path) -> None:
+    file, kept = tmp_path / "trace.jsonl", tmp_path / "kept.json"
+    file.write_bytes(b"one line\nanother\n")
+    put_aside(kept, file, step="s", size=12, lines=1, held=None)
+    assert not kept.exists()
+    put_aside(kept, file, step="s", size=9, lines=1, held=None)
+    assert bring_back(kept, file, step="s") == (None, 9, 1)
+    document = json.loads(kept.read_text())
+    ends = hashlib.sha256(2 * file.read_bytes()[:12]).hexdigest()
+    kept.write_text(json.dumps({**document, "size": 12, "ends": ends}))
+    assert bring_back(kept, file, step="s") is None

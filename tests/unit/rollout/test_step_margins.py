@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from lockgate.cli import main
-from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.release_state import ReleaseState, Restoring
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins, StepMargins
 from lockgate.settings import WorkspaceLayout
@@ -45,6 +46,30 @@ def test_margins_of_a_step_change_no_share_of_alpha() -> None:
     shares = [judge_config(in_canary(OWN, steps_passed=n).state).alpha for n in (0, 1)]
     assert sum(shares) + judge_config(in_bake().state.model_copy(update={"canary": OWN})).alpha \
         == pytest.approx(OWN.alpha)  # fmt: skip
+
+
+def test_a_document_has_no_key_that_is_not_used_so_that_a_process_of_before_reads_it() -> None:
+    """Keys that came later. Who does not know one refuses the whole state, and another spec is another track's key."""
+
+    def keys(value: Any) -> set[str]:
+        parts = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
+        return set(value if isinstance(value, dict) else ()).union(*map(keys, parts))
+
+    plain = in_canary(SPEC).state
+    of_steps = keys([step.to_data() for step in SPEC.steps])
+    assert {"steps", "weight", "min_requests"} <= keys(plain.to_data())
+    assert "restoring" not in keys(plain.to_data()) and "margins" not in of_steps
+    assert ReleaseState.model_validate(plain.to_data()) == plain
+    own = in_canary(OWN).state.model_copy(update={"restoring": Restoring.DUE})
+    told = own.to_data()
+    assert told["restoring"] == "due"
+    assert [step.get("margins", {}).get("errors") for step in told["canary"]["steps"]] == [
+        0.2,
+        None,
+    ]
+    assert ReleaseState.model_validate_json(json.dumps(told)) == own
 
 
 @pytest.mark.parametrize("margins", [{"errors": 1.0}, {"latency": 0}, {"ttft": 0.1}])

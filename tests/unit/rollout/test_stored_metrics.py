@@ -24,6 +24,8 @@ from lockgate.domain.trace import TRACKS, Scrape, Track
 from lockgate.errors import MetricsError, UsageError
 from lockgate.settings import Settings
 from tasks import watching
+from tasks.judging import StepJudge
+from tasks.step_trace import StepTrace
 from tasks.stored_metrics import LATE_SECONDS, StoredMetrics
 from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
@@ -134,6 +136,34 @@ def test_a_scrape_that_is_stored_late_is_read_once(monkeypatch: pytest.MonkeyPat
     assert stored.new({}, since=99.5, now=102.0) == [early], "nothing from before the step"
 
 
+def test_what_the_driver_says_by_its_own_clock_tells_nothing_of_how_far_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store lags a minute behind; probes and dead servers bear the time of the look."""
+    asked: list[float] = []
+
+    def read(_: PrometheusReader, begin: float, end: float) -> list[Scrape]:
+        asked.append(begin)
+        return []
+
+    monkeypatch.setattr(PrometheusReader, "read", read)
+    samples = {"vllm:request_success_total": 1.0}
+    probes = {"lockgate:probe_total": 1.0, "lockgate:probe_failed_total": 0.0}
+    seen = [
+        Scrape(100.0, "canary", "b-0", True, samples),
+        Scrape(160.0, "canary", "probe-b", True, probes),
+        Scrape(160.0, "canary", "b-0", False),
+    ]
+    step = in_canary(SPEC).state
+    trace = StepTrace(tmp_path / "1.jsonl", tmp_path / "looks.jsonl")
+    trace.append(seen)
+    again = StepTrace(tmp_path / "1.jsonl", tmp_path / "looks.jsonl")
+    assert again.replay(StepJudge(step)) == 160.0, "the last that anybody heard"
+    for each in (trace, again):
+        StoredMetrics(SETTINGS, "m", "prod", SLOTS).new(each.newest, since=10.0, now=161.0)
+    assert asked == [100.0 - LATE_SECONDS] * 2
+
+
 @pytest.fixture
 def queries() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A server that stores nothing; what it is asked, and with which credentials."""
@@ -191,6 +221,8 @@ def test_slots_are_found_by_the_settings_labels_and_the_token_is_of_a_file_or_th
     [
         ({"prometheus_url": None}, UsageError),
         ({"prometheus_servers": {"x": "{unknown}"}}, UsageError),
+        ({"prometheus_servers": {"job": "{model}", "namespace": "{namespace}"}}, UsageError),
+        ({"cluster": "kubernetes", "gateway_cluster": "service/{namespace}/{model}"}, UsageError),
         ({"prometheus_token_file": Path("/nowhere/token")}, UsageError),
         ({"prometheus_ca": Path("/nowhere/ca.pem")}, MetricsError),
     ],

@@ -80,6 +80,23 @@ def test_ranks_of_one_server_are_added_up() -> None:
     assert parse_metrics(text)[0] == {"vllm:prompt_tokens_total": 7}
 
 
+def test_a_sum_of_which_a_part_is_no_number_is_left_out_as_it_is_when_the_trace_is_replayed() -> (
+    None
+):
+    text = "".join(
+        f'# TYPE {name} {kind}\n{name}{{engine="0"}} 5\n{name}{{engine="1"}} NaN\n'
+        for name, kind in (
+            ("vllm:request_success_total", "counter"),
+            ("vllm:lora_running", "gauge"),
+        )
+    )
+    counters, histograms, gauges, invalid = parse_metrics(text)
+    assert not counters and not gauges
+    live = Scrape(1.0, "canary", "b-0", True, counters, histograms, gauges, invalid)
+    assert parse_line(to_line(live)) == live
+    assert set(invalid) == {"vllm:request_success_total", "vllm:lora_running"}
+
+
 def test_a_value_that_is_no_number_is_named_and_left_out() -> None:
     text = VLLM.replace(
         'vllm:request_success_total{engine="0",finished_reason="stop",model_name="smol"} 0.0',
