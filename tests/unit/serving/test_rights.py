@@ -75,6 +75,12 @@ def inference_service() -> dict[str, Any]:
 def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     """Whatever a release asks of a cluster, with an HTTPRoute and with KServe: whole status, one slot, waits for a commit."""
     observed = cluster(kubernetes, agent=agent)
+
+    def wait() -> None:
+        """By the part that waits, which watches however long the lists before it took."""
+        models = ModelReader(kubernetes.reader(), NAMESPACE)
+        models.wait_for_change(models.observe("smol", "http://x"), "smol", 0.3)
+
     kubernetes.sync(manifests(canary(4)))
     kubernetes.settle()
     observed.status()
@@ -82,18 +88,18 @@ def observe(kubernetes: Kubernetes, agent: GitOpsAgent) -> None:
     observed.scrape_targets("smol")
     observed.gateway_url("smol")
     assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
+    wait()
     for item in manifests(canary(4))[:2]:
         kubernetes.delete(Kind("apps", "v1", "deployments"), item["metadata"]["name"])
     weights = {"a": 95, "b": 5}
     for slot in weights:
         kubernetes.put(LLM_SERVICES, llm_service(slot, weights))
     assert not observed.carry_out(COMMIT, canary(5), timeout_seconds=0.5)
+    wait()
     for slot in weights:
         kubernetes.delete(LLM_SERVICES, f"smol-{slot}")
     kubernetes.put(INFERENCE_SERVICES, inference_service())
-    # By the part that waits, which watches however long the lists before it took.
-    models = ModelReader(kubernetes.reader(), NAMESPACE)
-    models.wait_for_change(models.observe("smol", "http://x"), "smol", 0.3)
+    wait()
 
 
 def asked(kubernetes: Kubernetes) -> Rights:
