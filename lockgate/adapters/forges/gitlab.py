@@ -59,14 +59,7 @@ class GitLab:
             )
             return int(made.iid)
 
-        try:
-            return self._ask(ask)
-        except ForgeError:
-            # Another run was faster, or an answer was lost on the way.
-            found = self.find(branch, base)
-            if found is None:
-                raise
-            return found
+        return self._ask(ask)
 
     def look(self, number: int) -> PullRequest:
         return self._ask(lambda project: self._read(project, number))

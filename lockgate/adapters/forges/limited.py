@@ -33,7 +33,17 @@ class Limited:
         return self._within(lambda: self._forge.find(branch, base))
 
     def open(self, branch: str, base: str, title: str, body: str) -> int:
-        return self._within(lambda: self._forge.open(branch, base, title, body))
+        def ask() -> int:
+            try:
+                return self._forge.open(branch, base, title, body)
+            except ForgeError:
+                # Another run was faster, or an answer was lost on the way.
+                found = self._forge.find(branch, base)
+                if found is None:
+                    raise
+                return found
+
+        return self._within(ask)
 
     def look(self, number: int) -> PullRequest:
         return self._within(lambda: self._forge.look(number))
