@@ -23,7 +23,7 @@ demo: setup ## four releases of a real model on this machine, with a report at t
 test: dev ## every test, with real vLLM, Envoy, Prefect and a registry
 	$(ENVIRONMENTS) serving quantization demo-model kubectl
 	LOCKGATE_TESTS_LEAVE_OUT="$$($(PYTHON) scripts/test_prerequisites.py)" && export LOCKGATE_TESTS_LEAVE_OUT \
-	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
+	&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: dev ## what a change must pass before it is committed: all but the slow unit tests, and fewer examples of each property
 	$(MAKE) --no-print-directory -j2 --output-sync=target lint unit

@@ -44,7 +44,7 @@ from benchmarks.judge_vectorised import (
     means,
     outcome,
 )
-from lockgate.domain.judge import JudgeConfig
+from lockgate.domain.judge import DEFAULT_METRICS, Criticality, JudgeConfig
 
 SEED = 20_240
 CHUNK = 500
@@ -120,6 +120,17 @@ def power(family: str, name: str, setting: Setting, traces: int) -> dict[str, An
     out: dict[str, Any] = _summary(outcome(found, setting, CONFIG).failed)
     out |= {m: _summary(outcome(found, setting, CONFIG, m).failed) for m in ("ttft", "itl")}
     return out | {"traces": traces}
+
+
+def passing(family: str, traces: int) -> dict[str, Any]:
+    """Of canaries that are no different: how many each required metric shows to be within its margin in the time
+    budget, and the median time to it; the same of all of them together."""
+    pair = simulate(family, LONG, traces, Change(), _rng(family, "passing", LONG.seconds))
+    required = [m for m in SIMULATED if DEFAULT_METRICS[m].criticality is Criticality.REQUIRED]
+    found = outcome(judge_all(*pair, LONG, CONFIG, within=required), LONG, CONFIG).within
+    times = {name: found[name] for name in required}
+    times["all"] = np.maximum.reduce(list(times.values()))
+    return {"traces": traces} | {name: _summary(taken) for name, taken in times.items()}
 
 
 def peers(
@@ -268,6 +279,8 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
             if "bands" in given.parts and name not in data.get("bands", {}).get(family, {}):
                 arguments = family, setting, given.bands_traces
                 yield ("bands", family, name), bands, arguments
+        if "passing" in given.parts and family not in data.get("passing", {}):
+            yield ("passing", family), passing, (family, given.lasting_traces)
         if "oracle" in given.parts and family not in data.get("oracle", {}):
             yield ("oracle", family), oracle, (family, given.oracle_traces)
     rate = _measured(data)
@@ -318,7 +331,7 @@ def main() -> None:
     parser.add_argument("--bands-traces", type=int, default=1_000)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--long-families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parts = ["false", "power", "oracle", "peers", "steady", "lasting", "long", "bands"]
+    parts = ["false", "power", "oracle", "peers", "steady", "lasting", "long", "bands", "passing"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this; go on later")

@@ -123,9 +123,10 @@ _READING = [
 ]
 
 _BEYOND = [
-    "One of these is beyond what is promised. **`ttft` in `batch`, at the margin, is passed in more than 5%**: its replicas wander by",
-    "more than is declared (the log ratio by 0.39 over 12 s instead of 0.28 over 60 s), and at a single size of the wander the guarantee,",
-    "which is for their average, may be missed.",
+    "The replicas of `batch` wander by more than is declared, and for seconds (the log ratio by 0.39 over 12 s instead of 0.28 over",
+    "60 s). At a single size of the wander the guarantee, which is for their average, may be missed: with the same null for both",
+    "sides and a quarter of a nat taken off, `ttft` passed 7.3% of 6,500 such traces at the margin. So the null of a pass has weights of",
+    "its own (less on replicas that do not wander, more on wander that lasts seconds), and a whole nat is taken off.",
     "",
     "Requests at 20x bring the mean of the time to first token to its own margin, too (+9.7%). The log of a block's mean is put right by",
     "half the variance that the samples scatter, which is too much where a few very slow requests make the scatter: in `iid` +9.7% looks",
@@ -194,6 +195,8 @@ def write_report(data: dict[str, Any], bound: Callable[[int, int], float]) -> st
             *_table(_FALSE_HEAD, _false(data["long"], bound)),
             *_BEYOND,
         ]
+    if "passing" in data:
+        lines += _passing(data)
     if "power" in data:
         families = list(data["power"])
         lines += [
@@ -258,6 +261,29 @@ def _bands(data: dict[str, Any], bound: Callable[[int, int], float]) -> list[str
         "which the long run is made, and the declared drift does not tell.",
         "",
     ]  # fmt: skip
+
+
+def _passing(data: dict[str, Any]) -> list[str]:
+    """How soon a good canary is passed."""
+    families = list(data["passing"])
+    metrics = [m for m in data["passing"][families[0]] if m != "traces"]
+    rows = [
+        ["**together**" if metric == "all" else f"`{metric}`"]
+        + [_found(data["passing"][family][metric]) for family in families]
+        for metric in metrics
+    ]
+    traces = data["passing"][families[0]]["traces"]
+    return [
+        "## Passes",
+        "",
+        f"Of canaries that are no different ({traces:,} traces of {data['setting']['long']:.0f} s a family): share in which each required metric is",
+        "shown to be within its margin, and the median time to it. Even a test that knows the shares needs 4,900 requests a track to",
+        "show on average that 1% of errors are within half a point of each other (1,400 at 0.2%, 600 where nothing fails), and 1,000 for",
+        "30% and five points: such a trace has 3,600. Replicas that wander by 0.2 for a minute are within 10% of each other only on",
+        "average over many minutes.",
+        "",
+        *_table(["metric", *families], rows),
+    ]
 
 
 def _lasting(data: dict[str, Any]) -> list[str]:

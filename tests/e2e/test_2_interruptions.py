@@ -109,9 +109,9 @@ def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(
     site, _ = demo
     log = tmp_path / "release.log"
     budget = 20
-    spec = site.spec(
-        2, "unobserved", serving={"max_num_seqs": 23}, canary={"outage_budget_seconds": budget}
-    )
+    step = {"weight": 50, "min_seconds": 45, "max_seconds": 420}
+    canary = {"steps": [step], "outage_budget_seconds": budget}
+    spec = site.spec(2, "unobserved", serving={"max_num_seqs": 23}, canary=canary)
     flow = committed_release(site, spec, log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
         wait_until_judged(site, flow, log)
