@@ -327,6 +327,58 @@ def test_a_release_by_hand_is_refused_beside_one_that_is_being_made_or_waits_its
     assert told.read_text() == "waiting: release r is under way"
 
 
+SIDE_BY_SIDE = """
+import threading
+from functools import partial
+import flows.canary, flows.reconcile
+from lockgate.domain.release_state import ReleaseState
+from tasks.lease import release_lease
+a, b, c, d = (ReleaseState(model=name, environment="prod") for name in "abcd")
+both, later = threading.Barrier(2), threading.Event()
+class Found:
+    def __call__(self, environment, model):
+        return [a, b, d]
+    def fn(self, environment, model):
+        return [a, b, c, d]
+class Driving(type(flows.canary.driving)):
+    releases_under_way = Found()
+    describe = staticmethod(lambda state: "ended")
+    read_state = staticmethod(lambda model, environment: ReleaseState(model=model, environment=environment))
+    def observe(self, state):
+        if state.model == "c":
+            later.set()
+        elif state.model == "d":
+            raise ValueError("d cannot be driven")
+        else:
+            both.wait(60)
+            assert later.wait(60), "what was left alone meanwhile was not found"
+flows.canary.driving = flows.reconcile.driving = Driving("driving")
+flows.reconcile.drive_each = partial(flows.reconcile.drive_each, every=4)
+try:
+    flows.reconcile.reconcile(environment="prod")
+except ValueError as error:
+    print(error)
+with release_lease("a", "prod"):
+    Found.__call__ = Found.fn = lambda *_: [a, c]
+    print(*sorted(flows.reconcile.reconcile(environment="prod")), sep="; ")
+"""
+
+
+def test_releases_are_driven_side_by_side_and_what_is_left_alone_meanwhile_is_found(
+    site: Site,
+) -> None:
+    said = site.python("-c", SIDE_BY_SIDE)
+    assert said.splitlines() == [
+        "d cannot be driven",
+        "a: another flow is driving a in prod; c: ended",
+    ]
+    asked = {"flows": {"name": {"any_": ["canary"]}}}
+    runs = httpx.post(f"{site.url}/flow_runs/filter", json=asked, timeout=30).json()
+    completed = {run["name"] for run in runs if run["state_type"] == "COMPLETED"}
+    assert completed >= {"canary-a-prod", "canary-b-prod", "canary-c-prod"}
+    assert all(run["parent_task_run_id"] for run in runs)
+
+
 def test_an_event_is_known_to_the_server_with_model_and_payload(site: Site) -> None:
     tell = "from tasks.events import tell; tell('lockgate.canary.failed', 'm', 'prod', release='r')"
     site.python("-c", tell)
