@@ -20,7 +20,13 @@ from lockgate.adapters.git import Build, CommitResult, Render
 from lockgate.domain.cluster import lagging
 from lockgate.domain.digests import Digest
 from lockgate.domain.gitops import verdict_path
-from lockgate.domain.release_state import TERMINAL_PHASES, Phase, ReleaseState, VerdictRef
+from lockgate.domain.release_state import (
+    TERMINAL_PHASES,
+    Outcome,
+    Phase,
+    ReleaseState,
+    VerdictRef,
+)
 from lockgate.domain.rollout import (
     AbortRequested,
     HoldLifted,
@@ -159,17 +165,25 @@ def commit_observation(state: ReleaseState, observation: Observation) -> Release
 
 def commit(model: str, environment: str, observation: Observation) -> ReleaseState:
     """The same outside of a task."""
+    return committed(model, environment, observation).state
+
+
+def committed(model: str, environment: str, observation: Observation) -> CommitResult:
+    """The same, with what became of it: a transition, or why there is none."""
     workspace = Workspace.current()
     pages: list[str] = []
     ending: list[str] = []
 
     def build(newest: ReleaseState) -> Transition | Wait:
+        # Of the attempt that lands only: what another one's commit has made moot is nobody's page.
+        pages.clear()
+        ending.clear()
         seen = asked_again(workspace, newest, observation)
         answer = advance(newest, seen, datetime.now(UTC))
         if answer.page is not None:
             pages.append(answer.page)
         if isinstance(answer, Transition) and answer.kind in _ENDINGS:
-            ending[:] = [answer.subject]
+            ending.append(answer.subject)
         return answer
 
     ask_before(workspace, model, environment, observation)
@@ -182,7 +196,7 @@ def commit(model: str, environment: str, observation: Observation) -> ReleaseSta
         raise
     for page in pages:
         logger.error("PAGE: %s", page)
-    return result.state
+    return result
 
 
 _ENDINGS = (TransitionKind.ROLLBACK, TransitionKind.ABORT)
@@ -281,6 +295,8 @@ def commit_abort(model: str, environment: str, reason: str, requested_by: str) -
 
     Raises:
         UsageError: nothing is under way.
+        Refused: the traffic stays where it is: the slot to fall back to is not ready, so that the release is held; or somebody
+            was first, and has promoted it.
     """
     workspace = Workspace.current()
     workspace.gitops.sync()
@@ -292,12 +308,19 @@ def commit_abort(model: str, environment: str, reason: str, requested_by: str) -
             hint="to serve an older version again, release its spec",
         )
     slots = Watcher(workspace, state).slots()
-    return commit(
-        model, environment,
-        AbortRequested(
-            release=release, by=requested_by, reason=reason, deny=True, a=slots.a, b=slots.b
-        ),
-    )  # fmt: skip
+    asked = AbortRequested(
+        release=release, by=requested_by, reason=reason, deny=True, a=slots.a, b=slots.b
+    )
+    result = committed(model, environment, asked)
+    newest, last = result.state, result.state.last
+    gone = last is not None and last.release == release and last.outcome is not Outcome.PROMOTED
+    if not gone and newest.leaving is None:
+        why = newest.held_reason or (result.wait.reason if result.wait is not None else "")
+        raise Refused(
+            f"{release} was not rolled back, the traffic is where it was: {why or describe(newest)}",
+            hint="see to what is said there, then ask again: `lockgate status`",
+        )
+    return newest
 
 
 PROVING_SECONDS = 60.0
@@ -351,10 +374,14 @@ def commit_promotion(
         answer = advance(state, look, datetime.now(UTC))
         if isinstance(answer, Transition):
             watcher.keep_report()
-            newest = commit(model, environment, look)
-            if answer.kind in _ENDINGS:
-                raise Refused(f"not promoted: {answer.reason or answer.subject}")
-            return newest
+            result = committed(model, environment, look)
+            made = result.transition
+            if made is None:
+                why = result.wait.reason if result.wait is not None else describe(result.state)
+                raise Refused(f"not promoted: the release has changed meanwhile: {why}")
+            if made.kind in _ENDINGS:
+                raise Refused(f"not promoted: {made.reason or made.subject}")
+            return result.state
         if answer.stale or time.monotonic() > deadline:
             raise Refused(f"not promoted: {answer.reason}")
         watcher.rest()

@@ -10,12 +10,14 @@ import pytest
 
 from lockgate.domain.digests import Digest
 from lockgate.domain.release_state import Outcome, Phase
-from lockgate.domain.rollout import HoldRequested
+from lockgate.domain.rollout import HoldRequested, Look
 from lockgate.errors import GitError, Refused, UsageError
 from tasks import driving
+from tasks.watching import Slots
 from tests.integration.git.repositories import commits, git, make_remote, render, repository
 from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, verdict
 
+NOTHING_ELSE = {"baseline": None, "live_generation": None}
 REPORT = {"verdict": "fail", "reasons": ["slow"]}
 
 
@@ -83,6 +85,45 @@ def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
     assert "Requested-by: mara" in message
     with pytest.raises(UsageError, match="no release of m is held"):
         driving.commit_resume.fn("m", "prod", "again", "mara")
+
+
+def test_a_rollback_onto_a_slot_that_is_not_ready_is_no_success(
+    canary: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = look(canary.state)
+    unfit = {
+        slot: getattr(seen, slot).model_copy(update={"ready": False, "sized": False})
+        for slot in ("a", "b")
+    }
+    monkeypatch.setattr(driving.Watcher, "slots", lambda _: Slots(**unfit, **NOTHING_ELSE))
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"was not rolled back.*not ready"):
+            driving.commit_abort.fn("m", "prod", "it is slow", "mara")
+    assert driving.read_state.fn("m", "prod").weight == canary.state.weight
+    monkeypatch.setattr(driving.Watcher, "slots", lambda _: Slots(seen.a, seen.b, **NOTHING_ELSE))
+    state = driving.commit_abort.fn("m", "prod", "it is slow", "mara")
+    assert (state.phase, state.weight) == (Phase.DRAINING, 0)
+    driving.commit_abort.fn("m", "prod", "said twice", "mara")
+
+
+def test_a_promotion_that_another_commit_has_overtaken_is_no_success(
+    canary: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
+    held = driving.read_state.fn("m", "prod")
+
+    class SeesAllWell:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def look(self) -> Look:
+            return look(held)
+
+        def keep_report(self) -> None:
+            driving.commit_resume.fn("m", "prod", "somebody else was first", "paul")
+
+    monkeypatch.setattr(driving, "Watcher", SeesAllWell)
+    with pytest.raises(Refused, match="not promoted: the release has changed meanwhile"):
+        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
 
 
 def test_nothing_is_promoted_by_hand_while_the_cluster_cannot_be_seen(
