@@ -7,7 +7,8 @@ from prefect import flow
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.steps import CanaryRequest
 from tasks import driving
-from tasks.lease import release_lease
+from tasks.following import follow, is_over
+from tasks.lease import LeaseHeld, release_lease
 
 
 @flow(name="canary", flow_run_name="canary-{request.model}-{request.environment}")
@@ -22,3 +23,15 @@ def canary(request: CanaryRequest) -> ReleaseState:
         while (observation := driving.observe(state)) is not None:
             state = driving.commit_observation(state, observation)
     return state
+
+
+def see_through(request: CanaryRequest) -> ReleaseState:
+    """The same for a flow that has begun the release: where another one was first (`reconcile` takes up a new candidate within
+    seconds), it waits for what that one makes of it, and goes on where that one dies."""
+    while True:
+        try:
+            return canary(request)
+        except LeaseHeld:
+            state = follow(request.model, request.environment)
+            if is_over(state):
+                return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.calling import run_step
-from flows.canary import canary
+from flows.canary import see_through
 from flows.steps import (
     MeasureRequest,
     MeasureResult,
@@ -82,5 +82,5 @@ def release(request: ReleaseRequest) -> ReleaseOutcome:
     committed = releasing.commit_candidate(
         spec, candidate, policy, signed.evidence, request.requested_by
     )
-    ended = canary(CanaryRequest(model=spec.model, environment=spec.environment))
+    ended = see_through(CanaryRequest(model=spec.model, environment=spec.environment))
     return releasing.conclude(draft, gates, signed.evidence, committed, ended)

@@ -14,6 +14,7 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 
 from lockgate.errors import LockgateError
 
@@ -34,13 +35,29 @@ def release_lease(model: str, environment: str) -> Iterator[None]:
     Raises:
         LeaseHeld: another flow holds it.
     """
-    with _held(f"lockgate-{model}-{environment}", WAIT_SECONDS, strict=True) as held:
+    with _held(_name(model, environment), WAIT_SECONDS, strict=True) as held:
         if not held:
             raise LeaseHeld(
                 f"another flow is driving {model} in {environment}",
                 hint=f"wait for it; if it died, its lease ends within {LEASE_SECONDS:.0f} s",
             )
         yield
+
+
+def is_driven(model: str, environment: str) -> bool:
+    """Whether somebody holds the lease of the release; a dead one's counts until the server has taken it back."""
+    with get_client(sync_client=True) as client:
+        try:
+            return (
+                client.read_global_concurrency_limit_by_name(_name(model, environment)).active_slots
+                > 0
+            )
+        except ObjectNotFound:
+            return False
+
+
+def _name(model: str, environment: str) -> str:
+    return f"lockgate-{model}-{environment}"
 
 
 @contextmanager
