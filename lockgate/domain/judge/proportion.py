@@ -129,30 +129,14 @@ _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
 _DIFFERENCES: Array = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 
 
-_Asked = tuple[Counts, float]
-_known: dict[_Asked, tuple[float, float]] = {}
-"""Intervals that were asked for of late: the same counts are asked about look after look."""
-_REMEMBERED = 256
-
-
 def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, float]:
     """Time-uniform confidence interval of the difference of shares (to the grid's resolution,
     outwards)."""
     return difference_intervals([(counts, log_threshold)])[0]
 
 
-def difference_intervals(asked: Sequence[_Asked]) -> list[tuple[float, float]]:
+def difference_intervals(asked: Sequence[tuple[Counts, float]]) -> list[tuple[float, float]]:
     """The same for several pairs of counts, each with its log threshold: hardly dearer than for one."""
-    new = list(dict.fromkeys(a for a in asked if a not in _known))
-    if new:
-        if len(_known) + len(new) > _REMEMBERED:
-            new = list(dict.fromkeys(asked))
-            _known.clear()
-        _known.update(zip(new, _difference_intervals(new), strict=True))
-    return [_known[a] for a in asked]
-
-
-def _difference_intervals(asked: Sequence[_Asked]) -> list[tuple[float, float]]:
     told = [(c, t) for c, t in asked if c.baseline_trials > 0 and c.canary_trials > 0]
     if not told:
         return [(-1.0, 1.0)] * len(asked)
@@ -182,34 +166,6 @@ def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float
         seen = np.where(total > 0, canary / np.where(total > 0, total, 1.0), share)
     best = np.clip(seen, max(share - margin, 1e-9), min(share + margin, 1 - 1e-9))
     out: Array = log_mixture(canary, total) - log_likelihood(canary, total, best)
-    return out
-
-
-_LEAST = 5.0
-"""Events and non-events below which there is no over-dispersion to measure."""
-
-
-def too_rare(events: float, trials: float) -> bool:
-    """Whether `dispersion` of so many events is 1 for want of them."""
-    return min(events, trials - events) < _LEAST
-
-
-def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
-    """Over-dispersion of shares between blocks of one track: Pearson's statistic a degree of
-    freedom, never below 1; 1 where fewer than 5 events or non-events were seen."""
-    k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
-    total_k, total_n = k.sum(axis, keepdims=True), n.sum(axis, keepdims=True)
-    used = n > 0
-    freedom = used.sum(axis) - 1
-    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < _LEAST
-    unknown = rare | (freedom < 3)
-    if unknown.all():
-        return np.ones(unknown.shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = total_k / total_n
-        pearson = np.where(used, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
-        value = pearson.sum(axis) / freedom
-    out: Array = np.where(unknown | np.isnan(value), 1.0, np.maximum(value, 1.0))
     return out
 
 

@@ -10,7 +10,7 @@ from benchmarks.judge_families import BOUNDS, FAMILIES, Change, Setting, simulat
 from benchmarks.judge_oracle import share_seconds
 from benchmarks.judge_peers import kayenta
 from benchmarks.judge_vectorised import Blocks, judge_all, means, outcome, tail
-from lockgate.domain.judge import Judge, JudgeConfig
+from lockgate.domain.judge import Judge, JudgeConfig, shift
 from lockgate.domain.judge.bets import ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.proportion import Counts, difference_interval
 from lockgate.domain.judge.shift import ShiftEvidence, nuisance_grid
@@ -119,8 +119,8 @@ def test_a_shift_within_the_declared_drift_convicts_only_replicas_declared_stead
     for _ in range(6):
         for evidence in (drifting, steady):
             evidence.update(0.45, 0.02, 5.0)
-    assert float(steady.log_e_above(np.log(1.1))) > 5
-    assert float(drifting.log_e_above(np.log(1.1))) < 2.5
+    assert float(steady.log_e(shift.worse(np.log(1.1)))) > 5
+    assert float(drifting.log_e(shift.worse(np.log(1.1)))) < 2.5
 
 
 def test_the_interval_holds_the_truth_and_closes_in_on_it() -> None:
