@@ -141,6 +141,8 @@ class Judge:
         begin = start + self.config.settle_s
         while True:
             end = begin + self._ends.end(self._closed + 1)
+            if self._now is None or self._now < end:
+                return  # neither can a track have been scraped past it, nor has any waited
             covered = self._stretches.covered_until()
             if covered >= end:
                 self._closed = max(self._closed + 1, self._ends.ended(covered - begin))

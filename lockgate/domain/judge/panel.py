@@ -21,6 +21,10 @@ class Panel:
     def __init__(self, config: JudgeConfig) -> None:
         made = {name: _evaluator(name, metric, config) for name, metric in config.metrics.items()}
         self.evaluators: dict[str, Evaluator] = {n: e for n, e in made.items() if e is not None}
+        self._timed, self._untimed = (
+            [e for e in self.evaluators.values() if e.needs_times is timed]
+            for timed in (True, False)
+        )
         self._pools = tuple(_pools(list(self.evaluators.values())))
 
     def notice(self, scrape: Scrape, *, lasting: bool = False) -> None:
@@ -30,9 +34,8 @@ class Panel:
 
     def take(self, track: Track, increments: Increments, *, timed: bool) -> None:
         """Add increments of a track to the open block: for those evaluators that need their times (`timed`), or for the others."""
-        for evaluator in self.evaluators.values():
-            if evaluator.needs_times is timed:
-                evaluator.take(track, increments)
+        for evaluator in self._timed if timed else self._untimed:
+            evaluator.take(track, increments)
 
     def close(self, end: float, load: Load) -> None:
         """The open block has ended at time `end`, under this load."""

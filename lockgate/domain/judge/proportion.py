@@ -59,35 +59,33 @@ def log_mixture(events: ArrayLike, trials: ArrayLike) -> Array:
     return _marginal(np.asarray(events, dtype=float), np.asarray(trials, dtype=float), 0.5)
 
 
-def _marginal(events: Array, trials: Array, other: float) -> Array:
+def _marginal(events: Array, trials: Array, other: ArrayLike) -> Array:
     """Log marginal likelihood under Beta(1/2, other)."""
     out: Array = betaln(events + 0.5, trials - events + other) - betaln(0.5, other)
     return out
 
 
-_RARE = 60.0
-"""Second parameter of the prior for shares that are rare (mean below one in a hundred)."""
+_OTHERS: Array = np.array([0.5, 60.0])
+"""Second parameters of the priors for shares that are anywhere, and for those that are rare (mean below one in a hundred)."""
+
+_LOG_PRIORS: Array = np.log(np.array([[0.3, 0.05], [0.2, 0.45]]))
+"""How likely each of them is held to be of the baseline (rows) and of the canary."""
 
 
-def _log_alternative(counts: Counts) -> float:
-    """Log likelihood of both tracks under the fixed mixture that intervals are made with:
+def _log_alternatives(counts: Sequence[Counts]) -> Array:
+    """Log likelihood of both tracks under the fixed mixture that intervals are made with, each of these counts:
     both shares anywhere, rare on both tracks (errors as they should be), or rare on one and
     anywhere on the other."""
-    (wide_b, rare_b), (wide_c, rare_c) = (
-        [float(betaln(k + 0.5, n - k + other) - betaln(0.5, other)) for other in (0.5, _RARE)]
-        for k, n in (
-            (counts.baseline_events, counts.baseline_trials),
-            (counts.canary_events, counts.canary_trials),
-        )
-    )
-    parts = (
-        wide_b + wide_c + math.log(0.3),
-        rare_b + rare_c + math.log(0.45),
-        rare_b + wide_c + math.log(0.2),
-        wide_b + rare_c + math.log(0.05),
-    )
-    top = max(parts)
-    return top + math.log(sum([math.exp(part - top) for part in parts]))
+    events, trials = np.array([[c.four[::2], c.four[1::2]] for c in counts]).swapaxes(0, 1)
+    baseline, canary = np.moveaxis(_marginal(events[..., None], trials[..., None], _OTHERS), 1, 0)
+    parts = baseline[:, :, None] + canary[:, None, :] + _LOG_PRIORS
+    top = parts.max(axis=(1, 2))
+    out: Array = top + np.log(np.exp(parts - top[:, None, None]).sum(axis=(1, 2)))
+    return out
+
+
+_EDGE = 1e-12
+"""How far a share stays from where what happened would be impossible."""
 
 
 def nearest_share(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
@@ -95,32 +93,33 @@ def nearest_share(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayL
     a cubic. With the events that some other pair of shares would bring on average, it is the pair nearest to
     that one in Kullback-Leibler divergence."""
     d = np.asarray(difference, dtype=float)
-    n, k = nb + nc, kb + kc
-    c2 = (nc + 2 * nb) * d - n - k
+    n, k, twice = nb + nc, kb + kc, 2 * (nb + nc)
+    c2 = (n + nb) * d - n - k
     c1 = (nb * d - n - 2 * kb) * d + k
     c0 = kb * d * (1 - d)
-    with np.errstate(all="ignore"):
-        a2 = c2 / (3 * n)
-        q = a2**3 - c1 * c2 / (6 * n**2) + c0 / (2 * n)
-        p = np.copysign(np.sqrt(np.maximum(a2**2 - c1 / (3 * n), 0.0)), np.where(q >= 0, 1.0, -1.0))
-        cosine = np.where(p != 0, q / p**3, 0.0)
-        # minima and maxima instead of np.clip, which costs several times as much on small arrays
-        angle = (np.pi + np.arccos(np.minimum(np.maximum(cosine, -1.0), 1.0))) / 3
-        share = 2 * p * np.cos(angle) - a2
-    low, high = np.maximum(0.0, -d), np.minimum(1.0, 1.0 - d)
-    share = np.where(np.isnan(share), 0.5, share)
-    edge = 1e-12
-    share = np.minimum(np.maximum(share, low), high)
-    out: Array = np.minimum(np.maximum(share, low + edge * (kb > 0)), high - edge * (nb > kb))
+    # Every operation counts here: products instead of powers, and minima and maxima instead of np.clip, which cost several
+    # times as much on small arrays.
+    a2 = c2 / (1.5 * twice)
+    square = a2 * a2
+    q = a2 * square + (c0 - a2 * c1) / twice
+    square = np.maximum(square - c1 / (1.5 * twice), 0.0)
+    p = np.sqrt(square)
+    cube = square * p
+    cosine = np.divide(np.abs(q), cube, out=np.zeros_like(cube), where=cube > 0)
+    share = 2 * np.copysign(p, q) * np.cos((np.pi + np.arccos(np.minimum(cosine, 1.0))) / 3) - a2
+    # strictly within what is possible, so far as there are events and non-events
+    low = np.maximum(0.0, -d) + np.minimum(kb, _EDGE)
+    high = np.minimum(1.0, 1.0 - d) - np.minimum(nb - kb, _EDGE)
+    out: Array = np.minimum(np.maximum(share, low), high)
     return out
 
 
 def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
     """Largest log likelihood over all pairs of shares with canary - baseline = difference."""
     share = nearest_share(kb, nb, kc, nc, difference)
-    edge = 1e-12
     canary = np.minimum(
-        np.maximum(share + np.asarray(difference), edge * (kc > 0)), 1.0 - edge * (nc > kc)
+        np.maximum(share + np.asarray(difference), np.minimum(kc, _EDGE)),
+        1.0 - np.minimum(nc - kc, _EDGE),
     )
     return log_likelihood(kb, nb, share) + log_likelihood(kc, nc, canary)
 
@@ -143,7 +142,7 @@ def difference_intervals(asked: Sequence[tuple[Counts, float]]) -> list[tuple[fl
     four = np.array([counts.four for counts, _ in told]).T[..., None]
     middle = np.array([counts.difference for counts, _ in told])
     grid = np.minimum(np.maximum(middle[:, None] + _DIFFERENCES, -1.0), 1.0)
-    mixture = np.array([_log_alternative(counts) - threshold for counts, threshold in told])
+    mixture = _log_alternatives([c for c, _ in told]) - np.array([t for _, t in told])
     inside = mixture[:, None] < _constrained(four[0], four[1], four[2], four[3], grid)
     found = {}
     for one, row, ends, own in zip(told, inside, grid, middle.tolist(), strict=True):

@@ -368,10 +368,12 @@ class ShiftEvidence:
         high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
         low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
         at = low[..., None] + (high - low)[..., None] * _LINE
-        parts = np.stack([self.base + self.grid.log_null, self.score, self.info], axis=-2)
-        inside = _logsumexp(_powers(at) @ parts) > floor[..., None]
+        parts = np.stack(
+            [self.base + self.grid.log_null - floor[..., None], self.score, self.info], axis=-2
+        )
+        with np.errstate(over="ignore"):  # as far above the threshold as may be
+            inside = np.exp(_powers(at) @ parts).sum(axis=-1) > 1.0
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
         last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
-        lo = np.take_along_axis(at, first[..., None], axis=-1)[..., 0]
-        hi = np.take_along_axis(at, last[..., None], axis=-1)[..., 0]
+        lo, hi = (low + (high - low) * _LINE[end] for end in (first, last))
         return np.where(blank, -np.inf, lo), np.where(blank, np.inf, hi)
