@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,11 +44,8 @@ _NEAR = np.array([0.0, 0.3, -0.3, -1.0, -4.0, -15.0])
 _NEAR_WEIGHTS = np.array([0.6, 0.13, 0.12, 0.08, 0.04, 0.03])
 """How much larger the canary's share is thought to be there, in margins."""
 
-Trials = tuple[float, float]
-"""The baseline's and the canary's in one block."""
-
 _REMEMBERED = 2048
-"""Blocks' sizes for which the odds are kept: they recur."""
+"""Ratios of trials for which the odds are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,21 +57,25 @@ class Bets:
     canary: Array
     log_weight: Array
     bound: float
-    _known: dict[Trials, Array] = field(default_factory=dict)
-    """What each pair wins in blocks of a size; asked for again and again."""
+    _known: dict[float, Array] = field(default_factory=dict)
+    """What each pair wins where the canary has so many times the baseline's trials; that recurs."""
 
     @property
-    def most(self) -> int:
-        """How many pairs of shares there are."""
+    def pairs(self) -> int:
+        """How many there are."""
         return self.baseline.size
 
-    def odds(self, nb: Array, nc: Array) -> Array:
+    @cached_property
+    def shares(self) -> Array:
+        """Of events and of non-events, on the baseline and on the canary: (4, pairs)."""
+        return np.stack([self.baseline, 1 - self.baseline, self.canary, 1 - self.canary])
+
+    def odds(self, ratio: Array) -> Array:
         """What each pair of shares wins (log) by an event and a non-event on the baseline, and on the canary,
-        in blocks with so many trials on both tracks: (..., 4, pairs)."""
-        sizes = np.stack([nb.ravel(), nc.ravel()], axis=1)
-        distinct, where = np.unique(sizes, axis=0, return_inverse=True)
-        known = np.stack(_odds([(self, (n, m)) for n, m in distinct.tolist()]))
-        return known[where.reshape(nb.shape)]
+        in blocks in which the canary has so many times the baseline's trials: (..., 4, pairs)."""
+        distinct, where = np.unique(ratio.ravel(), return_inverse=True)
+        known = np.stack(_odds([(self, one) for one in distinct.tolist()]))
+        return known[where.reshape(ratio.shape)]
 
 
 class BetsTogether:
@@ -82,42 +83,38 @@ class BetsTogether:
 
     def __init__(self, rows: Sequence[Bets]) -> None:
         self.rows = rows
-        self.most = max(bets.baseline.size for bets in rows)
-        self.log_weight = np.full((len(rows), self.most), -np.inf)
+        self.pairs = max((bets.pairs for bets in rows), default=0)
+        self.log_weight = np.full((len(rows), self.pairs), -np.inf)
         for i, bets in enumerate(rows):
-            self.log_weight[i, : bets.baseline.size] = bets.log_weight
+            self.log_weight[i, : bets.pairs] = bets.log_weight
 
-    def odds(self, nb: Array, nc: Array) -> Array:
+    def odds(self, ratio: Array) -> Array:
         """As `Bets.odds`, of each row's own block."""
-        out = np.zeros((len(self.rows), 4, self.most))
-        asked = list(zip(self.rows, zip(nb.tolist(), nc.tolist(), strict=True), strict=True))
-        for row, odds in zip(out, _odds(asked), strict=True):
+        out = np.zeros((len(self.rows), 4, self.pairs))
+        for row, odds in zip(
+            out, _odds(list(zip(self.rows, ratio.tolist(), strict=True))), strict=True
+        ):
             row[:, : odds.shape[-1]] = odds
         return out
 
 
-def _odds(asked: Sequence[tuple[Bets, Trials]]) -> list[Array]:
-    """What the pairs of shares of these bets win in blocks with these trials: one computation for all that is new."""
+def _odds(asked: Sequence[tuple[Bets, float]]) -> list[Array]:
+    """What the pairs of shares of each of these bets win at a ratio of trials: one computation for all that is new."""
     for bets, _ in asked:
         if len(bets._known) > _REMEMBERED:
             bets._known.clear()
     new = list(dict.fromkeys(ask for ask in asked if ask[1] not in ask[0]._known))
     if new:
-        sizes = [bets.most for bets, _ in new]
-        baseline = np.concatenate([bets.baseline for bets, _ in new])
-        canary = np.concatenate([bets.canary for bets, _ in new])
-        nb, nc, bound = np.repeat([(*n, bets.bound) for bets, n in new], sizes, axis=0).T
-        null_b = nearest_share(nb * baseline, nb, nc * canary, nc, bound)
-        null_c = null_b + bound
-        logs = np.empty((4, baseline.size))
-        np.log(baseline / null_b, out=logs[0])
-        np.log((1 - baseline) / (1 - null_b), out=logs[1])
-        np.log(canary / null_c, out=logs[2])
-        np.log((1 - canary) / (1 - null_c), out=logs[3])
+        sizes = [bets.pairs for bets, _ in new]
+        shares = np.concatenate([bets.shares for bets, _ in new], axis=1)
+        ratio, bound = np.repeat(np.array([(r, bets.bound) for bets, r in new]).T, sizes, axis=1)
+        # only the ratio of the trials matters, so that one trial of the baseline will do
+        null = nearest_share(shares[0], np.ones_like(ratio), ratio * shares[2], ratio, bound)
+        logs = np.log(shares / np.stack([null, 1 - null, null + bound, 1 - (null + bound)]))
         ends = np.cumsum(sizes)[:-1]
-        for (bets, trials), odds in zip(new, np.split(logs, ends, axis=1), strict=True):
-            bets._known[trials] = odds.copy()  # a view would keep the others' odds alive
-    return [bets._known[trials] for bets, trials in asked]
+        for (bets, one), odds in zip(new, np.split(logs, ends, axis=1), strict=True):
+            bets._known[one] = odds.copy()  # a view would keep the others' odds alive
+    return [bets._known[one] for bets, one in asked]
 
 
 def _bets(baseline: Array, canary: Array, weight: Array, bound: float) -> Bets:
@@ -161,7 +158,7 @@ class ShareEvidence:
 
     def __init__(self, bets: Bets | BetsTogether, shape: tuple[int, ...] = ()) -> None:
         self.bets = bets
-        self.won = np.zeros((*shape, bets.most))
+        self.won = np.zeros((*shape, bets.pairs))
         """Log of what each pair of shares has won."""
 
     def update(self, kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike) -> None:
@@ -169,7 +166,7 @@ class ShareEvidence:
         compared (the caller joins such a block with the next)."""
         kb_, nb_, kc_, nc_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc))
         both = (nb_ > 0) & (nc_ > 0)
-        odds = self.bets.odds(np.where(both, nb_, 1.0), np.where(both, nc_, 1.0))
+        odds = self.bets.odds(np.divide(nc_, nb_, out=np.ones(both.shape), where=both))
         counts = np.stack([kb_, nb_ - kb_, kc_, nc_ - kc_], axis=-1)
         won = (counts[..., None, :] @ odds)[..., 0, :]
         self.won += won if both.all() else np.where(both[..., None], won, 0.0)

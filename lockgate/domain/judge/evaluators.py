@@ -13,8 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
 from lockgate.domain.judge.increments import Increments
 from lockgate.domain.judge.report import QuantileBand
@@ -102,7 +100,8 @@ class Evaluator(ABC):
 
 
 def log_mean_exp(values: Sequence[float]) -> float:
-    return float(np.logaddexp.reduce(values) - math.log(len(values)))
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values) / len(values))
 
 
 class Pool(ABC):

@@ -10,7 +10,6 @@ need integers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +58,7 @@ def log_mixture(events: ArrayLike, trials: ArrayLike) -> Array:
     return _marginal(np.asarray(events, dtype=float), np.asarray(trials, dtype=float), 0.5)
 
 
-def _marginal(events: Array, trials: Array, other: ArrayLike) -> Array:
+def _marginal(events: Array, trials: Array, other: float | Array) -> Array:
     """Log marginal likelihood under Beta(1/2, other)."""
     out: Array = betaln(events + 0.5, trials - events + other) - betaln(0.5, other)
     return out
@@ -163,7 +162,7 @@ def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float
     canary, total = np.asarray(canary, dtype=float), np.asarray(total, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.where(total > 0, canary / np.where(total > 0, total, 1.0), share)
-    best = np.clip(seen, max(share - margin, 1e-9), min(share + margin, 1 - 1e-9))
+    best = np.minimum(np.maximum(seen, max(share - margin, 1e-9)), min(share + margin, 1 - 1e-9))
     out: Array = log_mixture(canary, total) - log_likelihood(canary, total, best)
     return out
 
@@ -179,19 +178,28 @@ def dispersion_of_spells(events: ArrayLike, trials: ArrayLike) -> Array:
     k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
     total_k, total_n = k.sum(-1), n.sum(-1)
     rare = np.minimum(total_k, total_n - total_k) < 3
-    out = np.ones(total_k.shape)
     if rare.all():
-        return out
+        return np.ones(total_k.shape)
+    # the runs of all lengths one after the other, each length's from the last block backwards
+    size = k.shape[-1]
+    ends = [np.arange((size - 1) % length + 1, size + 1, length) for length in _RUNS]
+    starts = [np.maximum(end - length, 0) for end, length in zip(ends, _RUNS, strict=True)]
+    of_length = np.cumsum([0, *(end.size for end in ends[:-1])])
+    k_run, n_run = (_sums(x, np.concatenate(starts), np.concatenate(ends)) for x in (k, n))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (total_k / total_n)[..., None]
-        for length in _RUNS:
-            first = -(k.shape[-1] % length) % length
-            starts = np.maximum(np.arange(-first, k.shape[-1], length), 0)
-            k_run, n_run = np.add.reduceat(k, starts, -1), np.add.reduceat(n, starts, -1)
-            used = n_run > 0
-            freedom = used.sum(-1) - 1
-            off = np.where(used, (k_run - n_run * share) ** 2 / (n_run * share * (1 - share)), 0.0)
-            value = (_EVEN + off.sum(-1)) / (_EVEN + freedom)
-            unknown = rare | (freedom < 2) | np.isnan(value)
-            out = np.maximum(out, np.where(unknown, 1.0, value))
+        used = n_run > 0
+        off = np.where(used, (k_run - n_run * share) ** 2 / (n_run * share * (1 - share)), 0.0)
+        freedom = np.add.reduceat(used.astype(float), of_length, axis=-1) - 1
+        value = (_EVEN + np.add.reduceat(off, of_length, axis=-1)) / (_EVEN + freedom)
+    unknown = rare[..., None] | (freedom < 2) | np.isnan(value)
+    out: Array = np.maximum(np.where(unknown, 1.0, value).max(axis=-1), 1.0)
+    return out
+
+
+def _sums(x: Array, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Array:
+    """Of the stretches between these places on the last axis."""
+    upto = np.zeros((*x.shape[:-1], x.shape[-1] + 1))
+    np.cumsum(x, axis=-1, out=upto[..., 1:])
+    out: Array = upto[..., ends] - upto[..., starts]
     return out

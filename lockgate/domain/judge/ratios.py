@@ -175,6 +175,9 @@ class Ratios(Pool):
         self._claims = Claim.together([claim for member in members for claim in member.claims])
         grid = NuisanceGrid.together([members[i].grid for i in self._member.tolist()])
         self._shifts = ShiftEvidence(grid, (self._member.size,))
+        self._described = np.array([rows.start for rows in self._rows])
+        """The rows that estimates and intervals are made of: of the blocks at any load."""
+        self._described_grid = NuisanceGrid.together([member.grid for member in members])
         self._latency = np.array([m.metric.kind is MetricKind.LATENCY for m in members])
 
     def weigh(self) -> None:
@@ -204,14 +207,14 @@ class Ratios(Pool):
                 member.conclude(log_es[rows])
 
     def describe(self) -> None:
-        told = [i for i, member in enumerate(self._members) if member.undescribed]
-        if not told:
+        if not any(member.undescribed for member in self._members):
             return
         level = self._members[0].config.interval_level
-        shifts = self._shifts.part([self._rows[i].start for i in told])
+        shifts = self._shifts.part(self._described, self._described_grid)
         found = np.stack([shifts.estimate(), *shifts.interval(-math.log(1.0 - level))], axis=1)
-        for i, row in zip(told, found.tolist(), strict=True):
-            self._members[i].tell(*row)
+        for member, row in zip(self._members, found.tolist(), strict=True):
+            if member.undescribed:
+                member.tell(*row)
 
 
 def evidence_grid(config: JudgeConfig, metric: MetricConfig) -> NuisanceGrid:

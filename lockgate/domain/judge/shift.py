@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -109,11 +110,6 @@ class NuisanceGrid:
                 rows.append(np.concatenate([values, np.full(size - values.size, rest)]))
         return cls(**{name: np.stack(rows) for name, rows in filled.items()})
 
-    def part(self, rows: Sequence[int]) -> NuisanceGrid:
-        """Some of several grids."""
-        index = np.array(rows)
-        return NuisanceGrid(*(getattr(self, field.name)[index] for field in fields(self)))
-
     @property
     def explanations(self) -> NDArray[np.int64]:
         """How many of them have any weight."""
@@ -184,7 +180,8 @@ def log_mean(
 def _logsumexp(x: Array) -> Array:
     """Over the last axis."""
     top = x.max(axis=-1)
-    out: Array = top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
+    part = x - top[..., None]
+    out: Array = top + np.log(np.exp(part, out=part).sum(axis=-1))
     return out
 
 
@@ -335,10 +332,11 @@ class ShiftEvidence:
         per += log_weights[..., None]
         return _logsumexp(per.reshape(*per.shape[:-2], -1))
 
-    def part(self, rows: Sequence[int]) -> ShiftEvidence:
+    def part(self, rows: NDArray[np.int64], grid: NuisanceGrid) -> ShiftEvidence:
         """Some rows of the evidence from observations with a grid each: to be described, not to be updated."""
-        out, index = ShiftEvidence(self.grid.part(rows), (len(rows),)), np.array(rows)
-        out.base, out.score, out.info = (x[index] for x in (self.base, self.score, self.info))
+        out = copy(self)
+        out.grid = grid
+        out.base, out.score, out.info = (x[rows] for x in (self.base, self.score, self.info))
         return out
 
     def estimate(self) -> Array:
@@ -371,8 +369,9 @@ class ShiftEvidence:
         parts = np.stack(
             [self.base + self.grid.log_null - floor[..., None], self.score, self.info], axis=-2
         )
-        with np.errstate(over="ignore"):  # as far above the threshold as may be
-            inside = np.exp(_powers(at) @ parts).sum(axis=-1) > 1.0
+        value = _powers(at) @ parts
+        with np.errstate(over="ignore"):  # it may be as far above the threshold as it likes
+            inside = np.exp(value, out=value).sum(axis=-1) > 1.0
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
         last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
         lo, hi = (low + (high - low) * _LINE[end] for end in (first, last))
