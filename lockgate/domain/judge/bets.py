@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lockgate.domain.judge.logs import log_sum_exp
 from lockgate.domain.judge.proportion import nearest_share
 
 Array = NDArray[np.float64]
@@ -174,7 +175,4 @@ class ShareEvidence:
     def log_e(self, dispersion: ArrayLike = 1.0) -> Array:
         """Log e-value. What was won counts 1 / dispersion: a power below one of a bet is a smaller bet."""
         paid = self.won / np.asarray(dispersion, dtype=float)[..., None]
-        value = paid + self.bets.log_weight
-        top = value.max(axis=-1)
-        out: Array = top + np.log(np.exp(value - top[..., None]).sum(axis=-1))
-        return out
+        return log_sum_exp(paid + self.bets.log_weight)

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln, xlog1py, xlogy
 
+from lockgate.domain.judge.logs import log_sum_exp
+
 Array = NDArray[np.float64]
 
 
@@ -78,9 +80,7 @@ def _log_alternatives(counts: Sequence[Counts]) -> Array:
     events, trials = np.array([[c.four[::2], c.four[1::2]] for c in counts]).swapaxes(0, 1)
     baseline, canary = np.moveaxis(_marginal(events[..., None], trials[..., None], _OTHERS), 1, 0)
     parts = baseline[:, :, None] + canary[:, None, :] + _LOG_PRIORS
-    top = parts.max(axis=(1, 2))
-    out: Array = top + np.log(np.exp(parts - top[:, None, None]).sum(axis=(1, 2)))
-    return out
+    return log_sum_exp(parts.reshape(len(counts), -1))
 
 
 _EDGE = 1e-12

@@ -37,6 +37,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lockgate.domain.judge.logs import exp, log_sum_exp
+
 Array = NDArray[np.float64]
 
 _EFFECTS_WORSE: Array = np.array([0.08, 0.18, 0.35, 0.6, 1.0, 1.7, 3.2])
@@ -177,14 +179,6 @@ def log_mean(
     return value, variance
 
 
-def _logsumexp(x: Array) -> Array:
-    """Over the last axis."""
-    top = x.max(axis=-1)
-    part = x - top[..., None]
-    out: Array = top + np.log(np.exp(part, out=part).sum(axis=-1))
-    return out
-
-
 def _powers(shifts: Array) -> Array:
     """What base, score and information are multiplied with at each shift (last but one axis)."""
     return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2], axis=-1)
@@ -318,7 +312,7 @@ class ShiftEvidence:
         peak = np.divide(self.score, self.info, out=np.zeros_like(self.info), where=told)
         # the null at its best: at each nuisance the shift in [low, high] that explains most
         at = np.minimum(np.maximum(peak, claim.low[..., None]), claim.high[..., None])
-        best = _logsumexp(self.base + self.score * at - 0.5 * self.info * at**2 + null)
+        best = log_sum_exp(self.base + self.score * at - 0.5 * self.info * at**2 + null)
         mixed = self._log_mixture(claim.powers, claim.log_weights)
         out: Array = mixed - best - claim.toll * self._drifts
         return out
@@ -330,7 +324,7 @@ class ShiftEvidence:
         parts[..., 1, :], parts[..., 2, :] = self.score, self.info
         per: Array = powers @ parts
         per += log_weights[..., None]
-        return _logsumexp(per.reshape(*per.shape[:-2], -1))
+        return log_sum_exp(per.reshape(*per.shape[:-2], -1))
 
     def part(self, rows: NDArray[np.int64], grid: NuisanceGrid) -> ShiftEvidence:
         """Some rows of the evidence from observations with a grid each: to be described, not to be updated."""
@@ -371,7 +365,7 @@ class ShiftEvidence:
         )
         value = _powers(at) @ parts
         with np.errstate(over="ignore"):  # it may be as far above the threshold as it likes
-            inside = np.exp(value, out=value).sum(axis=-1) > 1.0
+            inside = exp(value).sum(axis=-1) > 1.0
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
         last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
         lo, hi = (low + (high - low) * _LINE[end] for end in (first, last))
