@@ -92,10 +92,9 @@ class BetsTogether:
     def odds(self, ratio: Array) -> Array:
         """As `Bets.odds`, of each row's own block."""
         out = np.zeros((len(self.rows), 4, self.pairs))
-        for row, odds in zip(
-            out, _odds(list(zip(self.rows, ratio.tolist(), strict=True))), strict=True
-        ):
-            row[:, : odds.shape[-1]] = odds
+        odds = _odds(list(zip(self.rows, ratio.tolist(), strict=True)))
+        for i, known in enumerate(odds):
+            out[i, :, : known.shape[-1]] = known
         return out
 
 
@@ -112,9 +111,10 @@ def _odds(asked: Sequence[tuple[Bets, float]]) -> list[Array]:
         # only the ratio of the trials matters, so that one trial of the baseline will do
         null = nearest_share(shares[0], np.ones_like(ratio), ratio * shares[2], ratio, bound)
         logs = np.log(shares / np.stack([null, 1 - null, null + bound, 1 - (null + bound)]))
-        ends = np.cumsum(sizes)[:-1]
-        for (bets, one), odds in zip(new, np.split(logs, ends, axis=1), strict=True):
-            bets._known[one] = odds.copy()  # a view would keep the others' odds alive
+        end = 0
+        for bets, one in new:
+            begin, end = end, end + bets.pairs
+            bets._known[one] = logs[:, begin:end].copy()  # a view would keep the others' odds alive
     return [bets._known[one] for bets, one in asked]
 
 

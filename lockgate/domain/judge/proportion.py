@@ -135,23 +135,25 @@ def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, fl
 
 def difference_intervals(asked: Sequence[tuple[Counts, float]]) -> list[tuple[float, float]]:
     """The same for several pairs of counts, each with its log threshold: hardly dearer than for one."""
-    told = [(c, t) for c, t in asked if c.baseline_trials > 0 and c.canary_trials > 0]
+    out = [(-1.0, 1.0)] * len(asked)
+    told = [i for i, (c, _) in enumerate(asked) if c.baseline_trials > 0 and c.canary_trials > 0]
     if not told:
-        return [(-1.0, 1.0)] * len(asked)
-    four = np.array([counts.four for counts, _ in told]).T[..., None]
-    middle = np.array([counts.difference for counts, _ in told])
-    grid = np.minimum(np.maximum(middle[:, None] + _DIFFERENCES, -1.0), 1.0)
-    mixture = _log_alternatives([c for c, _ in told]) - np.array([t for _, t in told])
-    inside = mixture[:, None] < _constrained(four[0], four[1], four[2], four[3], grid)
-    found = {}
-    for one, row, ends, own in zip(told, inside, grid, middle.tolist(), strict=True):
-        at = np.flatnonzero(row)
-        if at.size:
-            low, high = max(int(at[0]) - 1, 0), min(int(at[-1]) + 1, ends.size - 1)
-            found[one] = float(ends[low]), float(ends[high])
-        else:
-            found[one] = own, own
-    return [found.get(one, (-1.0, 1.0)) for one in asked]
+        return out
+    counts, thresholds = zip(*(asked[i] for i in told), strict=True)
+    kb, nb, kc, nc = np.array([c.four for c in counts]).T[..., None]
+    middle = np.array([[c.difference] for c in counts])
+    grid = np.minimum(np.maximum(middle + _DIFFERENCES, -1.0), 1.0)
+    mixture = _log_alternatives(counts) - np.array(thresholds)
+    inside = mixture[:, None] < _constrained(kb, nb, kc, nc, grid)
+    last = _DIFFERENCES.size - 1
+    first = np.maximum(inside.argmax(axis=1) - 1, 0)
+    beyond = np.minimum(last + 1 - inside[:, ::-1].argmax(axis=1), last)
+    ends = np.take_along_axis(grid, np.stack([first, beyond], axis=1), axis=1)
+    # where nothing is inside, what was seen is
+    ends = np.where(inside.any(axis=1)[:, None], ends, middle)
+    for i, (low, high) in zip(told, ends.tolist(), strict=True):
+        out[i] = low, high
+    return out
 
 
 def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float = 0.0) -> Array:

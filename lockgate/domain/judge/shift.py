@@ -354,10 +354,10 @@ class ShiftEvidence:
         # outside of every nuisance's own range, with room for all of them adding up, nothing is in
         with np.errstate(invalid="ignore", divide="ignore"):
             room = height - floor[..., None] + np.log(self.grid.explanations)[..., None]
-            half = np.sqrt(np.where(room > 0, 2.0 * room / self.info, np.nan))
+            half = np.sqrt(2.0 * room / self.info)
         blank = ~(self.info > 0).any(axis=-1)
-        low = np.where(np.isnan(half), np.inf, peak - half).min(axis=-1)
-        high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
+        low = np.where(room > 0, peak - half, np.inf).min(axis=-1)
+        high = np.where(room > 0, peak + half, -np.inf).max(axis=-1)
         low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
         at = low[..., None] + (high - low)[..., None] * _LINE
         parts = np.stack(
