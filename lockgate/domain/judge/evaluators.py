@@ -85,10 +85,6 @@ class Evaluator(ABC):
     def discard(self) -> None:
         """The open block has ended and is compared with nothing."""
 
-    def describe(self) -> Evidence:
-        """The evidence, put into words. (Estimates and intervals are its pool's to fill in.)"""
-        return self.evidence
-
     def quantiles(self) -> tuple[QuantileBand, ...]:
         """Of a latency: where its quantiles lie."""
         return ()

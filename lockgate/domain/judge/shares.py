@@ -59,7 +59,7 @@ class Share(Evaluator):
 class ShareDifference(Share):
     """RATIO: the difference of the two tracks' shares of events among trials."""
 
-    _described_at = -1
+    _described_at = -1  # it has something to say before the first block
 
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)

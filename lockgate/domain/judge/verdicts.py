@@ -173,7 +173,7 @@ def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricV
         if metric.kind is MetricKind.CRASH:
             out.append(_crashes(standing, name))
         elif name in standing.evaluators:
-            out.append(_judged(standing, standing.evaluators[name], display=display))
+            out.append(_judged(standing, standing.evaluators[name]))
         elif display:
             why = (
                 "not judged in this step: latencies are not compared at unequal load"
@@ -243,9 +243,8 @@ def _stale(standing: Standing, evaluator: Evaluator) -> str | None:
     return f"samples that were there are missing: {', '.join(lost)}" if lost else None
 
 
-def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> MetricVerdict:
-    metric, config = evaluator.metric, standing.config
-    evidence = evaluator.describe() if display else evaluator.evidence
+def _judged(standing: Standing, evaluator: Evaluator) -> MetricVerdict:
+    metric, config, evidence = evaluator.metric, standing.config, evaluator.evidence
     alpha = standing.alpha.get(evaluator.name)
     if metric.criticality is Criticality.ADVISORY:
         alpha = config.alpha
