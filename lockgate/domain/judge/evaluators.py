@@ -113,6 +113,6 @@ class Pool(ABC):
         """Tell its evaluators their estimates and intervals, where blocks were closed since the last time."""
 
 
-def rows_of(numbers: Iterable[int]) -> list[slice]:
-    """The rows of each member in common arrays, where each has so many."""
-    return [slice(a, b) for a, b in itertools.pairwise(itertools.accumulate(numbers, initial=0))]
+def rows_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Where each member's rows begin and end in common arrays, if each has so many."""
+    return list(itertools.pairwise(itertools.accumulate(numbers, initial=0)))

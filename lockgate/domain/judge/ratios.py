@@ -175,7 +175,7 @@ class Ratios(Pool):
         self._claims = Claim.together([claim for member in members for claim in member.claims])
         grid = NuisanceGrid.together([members[i].grid for i in self._member.tolist()])
         self._shifts = ShiftEvidence(grid, (self._member.size,))
-        self._described = np.array([rows.start for rows in self._rows])
+        self._described = np.array([begin for begin, _ in self._rows])
         """The rows that estimates and intervals are made of: of the blocks at any load."""
         self._described_grid = NuisanceGrid.together([member.grid for member in members])
         self._latency = np.array([m.metric.kind is MetricKind.LATENCY for m in members])
@@ -202,9 +202,9 @@ class Ratios(Pool):
             fresh[self._member, proof],
         )
         log_es = self._shifts.log_e(self._claims).tolist()
-        for member, rows in zip(self._members, self._rows, strict=True):
+        for member, (begin, end) in zip(self._members, self._rows, strict=True):
             if member.block is not None:
-                member.conclude(log_es[rows])
+                member.conclude(log_es[begin:end])
 
     def describe(self) -> None:
         if not any(member.undescribed for member in self._members):

@@ -29,6 +29,9 @@ class Stake(NamedTuple):
     """The dispersion that is paid for."""
 
 
+_NOTHING = Stake(0.0, 0.0, 0.0, 0.0, 1.0)
+
+
 class Share(Evaluator):
     """What is bet on: a share on each track, or several."""
 
@@ -224,22 +227,21 @@ class Shares(Pool):
         self._rows = rows_of(len(member.bets) for member in members)
         bets = BetsTogether([kind for member in members for kind in member.bets])
         self._evidence = ShareEvidence(bets, (len(bets.rows),))
-        self._nothing = [[Stake(0.0, 0.0, 0.0, 0.0, 1.0)] * len(m.bets) for m in members]
 
     def weigh(self) -> None:
         if not any(member.stakes for member in self._members):
             return
         stakes = [
             stake
-            for member, nothing in zip(self._members, self._nothing, strict=True)
-            for stake in member.stakes or nothing
+            for member in self._members
+            for stake in member.stakes or [_NOTHING] * len(member.bets)
         ]
         kb, nb, kc, nc, spread = np.array(stakes).T
         self._evidence.update(kb, nb, kc, nc)
         log_es = self._evidence.log_e(spread).tolist()
-        for member, rows in zip(self._members, self._rows, strict=True):
+        for member, (begin, end) in zip(self._members, self._rows, strict=True):
             if member.stakes:
-                member.conclude(log_es[rows])
+                member.conclude(log_es[begin:end])
 
     def describe(self) -> None:
         told = [member for member in self._members if member.undescribed]
