@@ -38,7 +38,7 @@ def missed(
     for i, end in enumerate(blocks.ends):
         counts = np.stack([t.ttft.count[:, i] for t in tracks])
         slow = np.stack([t.slow[:, i] for t in tracks])
-        seen.add(counts[..., None] - slow, counts)
+        seen.add(np.concatenate([counts[..., None] - slow, counts[..., None]], axis=-1))
         elapsed = float(end - blocks.ends[0])
         found = intervals(seen, BOUNDS, declared, drift, elapsed, config.interval_level)
         each, ratio = found[:, :2], found[:, 2]

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.judge_families import BOUNDS, Setting, Sums, TrackBlocks
-from lockgate.domain.judge import DEFAULT_METRICS, JudgeConfig
+from lockgate.domain.judge import DEFAULT_METRICS, JudgeConfig, shift
 from lockgate.domain.judge.bets import Bets, ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.blocks import BlockEnds
-from lockgate.domain.judge.evaluators import MIN_BLOCKS, evidence_grid
-from lockgate.domain.judge.proportion import dispersion, dispersion_of_spells, log_e_split
+from lockgate.domain.judge.proportion import dispersion_of_spells, log_e_split
+from lockgate.domain.judge.ratios import MIN_BLOCKS, evidence_grid
 from lockgate.domain.judge.shift import NuisanceGrid, ShiftEvidence, log_mean
 from lockgate.domain.judge.tails import bound_index, counted
 
@@ -152,12 +152,12 @@ def _run(
         taken += ready
         since[ready] = 0.0
         open_[:, :, ready] = 0.0
-        above = evidence.log_e_above(bound)
-        below = proof.log_e_below(bound) if inside else np.full(traces, _NOTHING)
+        above = evidence.log_e(shift.worse(bound))
+        below = proof.log_e(shift.not_worse(bound)) if inside else np.full(traces, _NOTHING)
         if sized:
-            above = np.logaddexp(above, evidence.log_e_below_wide(-bound)) - np.log(2.0)
+            above = np.logaddexp(above, evidence.log_e(shift.better(-bound))) - np.log(2.0)
             if inside:
-                below = np.minimum(below, proof.log_e_above_near(-bound))
+                below = np.minimum(below, proof.log_e(shift.not_better(-bound)))
         worse[:, i] = np.where(taken >= MIN_BLOCKS, above, _NOTHING)
         within[:, i] = np.where(taken >= MIN_BLOCKS, below, _NOTHING)
     return worse, within
@@ -173,6 +173,29 @@ def _joined(parts: list[Array]) -> list[Array]:
                 array[:, i + 1] += np.where(empty, array[:, i], 0.0)
             array[empty, i] = 0.0
     return [kb, nb, kc, nc]
+
+
+_LEAST = 5.0
+"""Events and non-events below which there is no over-dispersion to measure."""
+
+
+def dispersion(events: ArrayLike, trials: ArrayLike) -> Array:
+    """What `Spread` of the judge comes to: over-dispersion of shares between blocks of one track: Pearson's statistic a degree of
+    freedom, never below 1; 1 where fewer than 5 events or non-events were seen."""
+    k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
+    total_k, total_n = k.sum(-1, keepdims=True), n.sum(-1, keepdims=True)
+    used = n > 0
+    freedom = used.sum(-1) - 1
+    rare = np.minimum(total_k, total_n - total_k).squeeze(-1) < _LEAST
+    unknown = rare | (freedom < 3)
+    if unknown.all():
+        return np.ones(unknown.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = total_k / total_n
+        pearson = np.where(used, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
+        value = pearson.sum(-1) / freedom
+    out: Array = np.where(unknown | np.isnan(value), 1.0, np.maximum(value, 1.0))
+    return out
 
 
 def _paid(parts: list[Array], number: int) -> Array:

@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 QUANTILES = (0.5, 0.95)
 
-_RUNS = np.array([1, 2, 4, 8])
+_RUNS = (1, 2, 4, 8)
 _EVEN = 6.0
 """How many runs of blocks the belief in the declared dispersion is worth."""
 _LEAST = 5.0
@@ -41,28 +41,35 @@ class CdfSequence:
     """One track's requests at or below each bound, block by block. ``shape`` is that of one block's count."""
 
     def __init__(self, bounds: int, shape: tuple[int, ...] = ()) -> None:
-        self.below = np.zeros((*shape, bounds))
-        self.count = np.zeros(shape)
+        # requests at or below each bound, and (last) all of them
+        self._all = np.zeros((*shape, bounds + 1))
+        self._run = np.zeros((len(_RUNS), *shape, bounds + 1))
         self._blocks = 0
-        self._run_below = np.zeros((_RUNS.size, *shape, bounds))
-        self._run_count = np.zeros((_RUNS.size, *shape))
-        self._squares = np.zeros((_RUNS.size, *shape, bounds))
+        self._squares = np.zeros((len(_RUNS), *shape, bounds))
         """Sums over closed runs of requests below squared over requests: all of Pearson's statistic that needs a sum."""
-        self._runs = np.zeros((_RUNS.size, *shape))
+        self._runs = np.zeros((len(_RUNS), *shape))
 
-    def add(self, below: Array, count: Array | float) -> None:
-        """Take one block: requests at or below each bound, and all of them."""
-        self.below += below
-        self.count = self.count + count
-        self._run_below += below
-        self._run_count += count
+    @property
+    def below(self) -> Array:
+        """Requests at or below each bound."""
+        return self._all[..., :-1]
+
+    @property
+    def count(self) -> Array:
+        """All requests."""
+        return self._all[..., -1]
+
+    def add(self, cumulative: Array) -> None:
+        """Take one block: requests at or below each bound, and (last) all of them."""
+        self._all += cumulative
+        self._run += cumulative
         self._blocks += 1
         # the runs that end here are the shortest ones
-        ended = int((self._blocks % _RUNS == 0).sum())
-        self._squares[:ended] += _squared(self._run_below[:ended], self._run_count[:ended])
-        self._runs[:ended] += self._run_count[:ended] > 0
-        self._run_below[:ended] = 0.0
-        self._run_count[:ended] = 0.0
+        ended = sum(self._blocks % length == 0 for length in _RUNS)
+        run = self._run[:ended]
+        self._squares[:ended] += _squared(run)
+        self._runs[:ended] += run[..., -1] > 0
+        run[...] = 0.0
 
     def dispersion(self, declared: float) -> Array:
         """How much more the shares below the bounds vary between runs of blocks than those of independent requests: the
@@ -71,9 +78,9 @@ class CdfSequence:
         share = self.below / n
         told = np.minimum(self.below, n - self.below) >= _LEAST
         spread = np.where(told, share * (1.0 - share), 1.0)
-        squares = self._squares + _squared(self._run_below, self._run_count)
+        squares = self._squares + _squared(self._run)
         off = np.where(told, (squares - self.below * share) / spread, 0.0).max(axis=-1)
-        freedom = np.maximum(self._runs + (self._run_count > 0) - 1.0, 0.0)
+        freedom = np.maximum(self._runs + (self._run[..., -1] > 0) - 1.0, 0.0)
         value: Array = ((_EVEN * declared + off) / (_EVEN + freedom)).max(axis=0)
         return np.maximum(value, 1.0)
 
@@ -91,8 +98,9 @@ class CdfSequence:
         return under, over
 
 
-def _squared(below: Array, count: Array) -> Array:
-    out: Array = below**2 / np.maximum(count, 1.0)[..., None]
+def _squared(cumulative: Array) -> Array:
+    out: Array = cumulative[..., :-1] ** 2
+    out /= np.maximum(cumulative[..., -1:], 1.0)
     return out
 
 
@@ -176,8 +184,7 @@ class QuantileBands:
         """The open block has ended."""
         if not self._bounds:
             return
-        below = self._counts.cumsum(axis=-1)
-        self._seen.add(below[:, :-1], below[:, -1])
+        self._seen.add(self._counts.cumsum(axis=-1))
         self._first = end if self._first is None else self._first
         self._last, self._found = end, None
         self.discard()

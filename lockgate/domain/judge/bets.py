@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lockgate.domain.judge.proportion import Counts, nearest_share
+from lockgate.domain.judge.logs import log_sum_exp
+from lockgate.domain.judge.proportion import nearest_share
 
 Array = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ _NEAR_WEIGHTS = np.array([0.6, 0.13, 0.12, 0.08, 0.04, 0.03])
 """How much larger the canary's share is thought to be there, in margins."""
 
 _REMEMBERED = 2048
-"""Blocks' sizes for which the odds are kept: they recur."""
+"""Ratios of trials for which the odds are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +58,64 @@ class Bets:
     canary: Array
     log_weight: Array
     bound: float
-    _known: dict[tuple[float, float], Array] = field(default_factory=dict)
+    _known: dict[float, Array] = field(default_factory=dict)
+    """What each pair wins where the canary has so many times the baseline's trials; that recurs."""
 
-    def odds(self, trials: Sequence[Sequence[float]]) -> Array:
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return self.baseline.size
+
+    @cached_property
+    def shares(self) -> Array:
+        """Of events and of non-events, on the baseline and on the canary: (4, pairs)."""
+        return np.stack([self.baseline, 1 - self.baseline, self.canary, 1 - self.canary])
+
+    def odds(self, ratio: Array) -> Array:
         """What each pair of shares wins (log) by an event and a non-event on the baseline, and on the canary,
-        in blocks with these trials (baseline's and canary's, one a block): (blocks, 4, pairs)."""
-        if len(self._known) > _REMEMBERED:
-            self._known.clear()
-        keys = [(nb, nc) for nb, nc in trials]
-        new = [key for key in keys if key not in self._known]
-        if new:
-            nb, nc = np.array(new).T[..., None]
-            null_b = nearest_share(nb * self.baseline, nb, nc * self.canary, nc, self.bound)
-            null_c = null_b + self.bound
-            logs = np.empty((len(new), 4, self.baseline.size))
-            np.log(self.baseline / null_b, out=logs[:, 0])
-            np.log((1 - self.baseline) / (1 - null_b), out=logs[:, 1])
-            np.log(self.canary / null_c, out=logs[:, 2])
-            np.log((1 - self.canary) / (1 - null_c), out=logs[:, 3])
-            self._known.update(zip(new, logs, strict=True))
-        if len(keys) == 1:
-            return self._known[keys[0]][None]
-        return np.stack([self._known[key] for key in keys])
+        in blocks in which the canary has so many times the baseline's trials: (..., 4, pairs)."""
+        distinct, where = np.unique(ratio.ravel(), return_inverse=True)
+        known = np.stack(_odds([(self, one) for one in distinct.tolist()]))
+        return known[where.reshape(ratio.shape)]
+
+
+class BetsTogether:
+    """Several kinds of bets, one a row; those of fewer pairs are filled up with pairs of no weight, that win nothing."""
+
+    def __init__(self, rows: Sequence[Bets]) -> None:
+        self.rows = rows
+        self.pairs = max((bets.pairs for bets in rows), default=0)
+        self.log_weight = np.full((len(rows), self.pairs), -np.inf)
+        for i, bets in enumerate(rows):
+            self.log_weight[i, : bets.pairs] = bets.log_weight
+
+    def odds(self, ratio: Array) -> Array:
+        """As `Bets.odds`, of each row's own block."""
+        out = np.zeros((len(self.rows), 4, self.pairs))
+        odds = _odds(list(zip(self.rows, ratio.tolist(), strict=True)))
+        for i, known in enumerate(odds):
+            out[i, :, : known.shape[-1]] = known
+        return out
+
+
+def _odds(asked: Sequence[tuple[Bets, float]]) -> list[Array]:
+    """What the pairs of shares of each of these bets win at a ratio of trials: one computation for all that is new."""
+    for bets, _ in asked:
+        if len(bets._known) > _REMEMBERED:
+            bets._known.clear()
+    new = list(dict.fromkeys(ask for ask in asked if ask[1] not in ask[0]._known))
+    if new:
+        sizes = [bets.pairs for bets, _ in new]
+        shares = np.concatenate([bets.shares for bets, _ in new], axis=1)
+        ratio, bound = np.repeat(np.array([(r, bets.bound) for bets, r in new]).T, sizes, axis=1)
+        # only the ratio of the trials matters, so that one trial of the baseline will do
+        null = nearest_share(shares[0], np.ones_like(ratio), ratio * shares[2], ratio, bound)
+        logs = np.log(shares / np.stack([null, 1 - null, null + bound, 1 - (null + bound)]))
+        end = 0
+        for bets, one in new:
+            begin, end = end, end + bets.pairs
+            bets._known[one] = logs[:, begin:end].copy()  # a view would keep the others' odds alive
+    return [bets._known[one] for bets, one in asked]
 
 
 def _bets(baseline: Array, canary: Array, weight: Array, bound: float) -> Bets:
@@ -105,18 +142,6 @@ def bets_within(margin: float, rare: bool) -> Bets:
     return _bets(b, b + change, np.outer(likely, _NEAR_WEIGHTS), margin)
 
 
-@lru_cache(maxsize=64)
-def _bets_both(margin: float, rare: bool) -> Bets:
-    """Those of `bets_worse`, then those of `bets_within`."""
-    worse, within = bets_worse(margin, rare), bets_within(margin, rare)
-    return Bets(
-        np.concatenate([worse.baseline, within.baseline]),
-        np.concatenate([worse.canary, within.canary]),
-        np.concatenate([worse.log_weight, within.log_weight]),
-        margin,
-    )
-
-
 def _baselines(rare: bool, least: Array) -> tuple[Array, Array]:
     if not rare:
         return _ANY, np.full(_ANY.size, 1.0 / _ANY.size)
@@ -132,9 +157,9 @@ def _baselines(rare: bool, least: Array) -> tuple[Array, Array]:
 class ShareEvidence:
     """Evidence from a growing series of blocks; ``shape`` is that of one block's counts."""
 
-    def __init__(self, bets: Bets, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, bets: Bets | BetsTogether, shape: tuple[int, ...] = ()) -> None:
         self.bets = bets
-        self.won = np.zeros((*shape, bets.baseline.size))
+        self.won = np.zeros((*shape, bets.pairs))
         """Log of what each pair of shares has won."""
 
     def update(self, kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike) -> None:
@@ -142,51 +167,12 @@ class ShareEvidence:
         compared (the caller joins such a block with the next)."""
         kb_, nb_, kc_, nc_ = (np.asarray(x, dtype=float) for x in (kb, nb, kc, nc))
         both = (nb_ > 0) & (nc_ > 0)
-        sizes = np.stack([np.where(both, n, 1.0).ravel() for n in (nb_, nc_)], axis=1)
-        if (sizes == sizes[0]).all():
-            odds = self.bets.odds(sizes[:1].tolist())[0]
-        else:
-            pairs, where = np.unique(sizes, axis=0, return_inverse=True)
-            odds = self.bets.odds(pairs.tolist())[where.reshape(both.shape)]
-        won = (
-            kb_[..., None] * odds[..., 0, :]
-            + (nb_ - kb_)[..., None] * odds[..., 1, :]
-            + kc_[..., None] * odds[..., 2, :]
-            + (nc_ - kc_)[..., None] * odds[..., 3, :]
-        )
+        odds = self.bets.odds(np.divide(nc_, nb_, out=np.ones(both.shape), where=both))
+        counts = np.stack([kb_, nb_ - kb_, kc_, nc_ - kc_], axis=-1)
+        won = (counts[..., None, :] @ odds)[..., 0, :]
         self.won += won if both.all() else np.where(both[..., None], won, 0.0)
 
     def log_e(self, dispersion: ArrayLike = 1.0) -> Array:
         """Log e-value. What was won counts 1 / dispersion: a power below one of a bet is a smaller bet."""
         paid = self.won / np.asarray(dispersion, dtype=float)[..., None]
-        value = paid + self.bets.log_weight
-        top = value.max(axis=-1)
-        out: Array = top + np.log(np.exp(value - top[..., None]).sum(axis=-1))
-        return out
-
-
-class BothEvidence:
-    """Evidence of being worse than a margin and of being within it, from the same blocks: hardly dearer than one of them."""
-
-    def __init__(self, margin: float, rare: bool, shape: tuple[int, ...] = ()) -> None:
-        self._both = ShareEvidence(_bets_both(margin, rare), shape)
-        self.worse = ShareEvidence(bets_worse(margin, rare), shape)
-        self.within = ShareEvidence(bets_within(margin, rare), shape)
-        first = self.worse.bets.baseline.size
-        self.worse.won, self.within.won = self._both.won[..., :first], self._both.won[..., first:]
-
-    def update(self, kb: ArrayLike, nb: ArrayLike, kc: ArrayLike, nc: ArrayLike) -> None:
-        """As `ShareEvidence.update` does."""
-        self._both.update(kb, nb, kc, nc)
-
-    def update_one(self, block: Counts, counted: float) -> None:
-        """The same of one block's counts, of whose events on the canary so many count against it."""
-        kb, nb, kc, nc = block.four
-        if min(nb, nc) <= 0:
-            return
-        if counted != kc:
-            self.worse.update(kb, nb, counted, nc)
-            self.within.update(kb, nb, kc, nc)
-            return
-        event_b, other_b, event_c, other_c = self._both.bets.odds([(nb, nc)])[0]
-        self._both.won += kb * event_b + (nb - kb) * other_b + kc * event_c + (nc - kc) * other_c
+        return log_sum_exp(paid + self.bets.log_weight)

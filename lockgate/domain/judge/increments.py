@@ -130,8 +130,10 @@ class Increments:
             self.histograms.setdefault(name, Moments()).add(moments)
         for name, buckets in other.buckets.items():
             before = self.buckets.get(name)
-            counts = buckets.counts if before is None else before.counts + buckets.counts
-            self.buckets[name] = Buckets(buckets.le, counts)
+            if before is None:
+                self.buckets[name] = Buckets(buckets.le, buckets.counts.copy())
+            else:
+                np.add(before.counts, buckets.counts, out=before.counts)
         self.served += other.served
 
 
@@ -139,6 +141,7 @@ class Increments:
 class _Instance:
     counters: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, ...]] = field(default_factory=dict)
     per_bucket: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """The same histograms' counts in each bucket."""
     started: float | None = None
@@ -188,24 +191,27 @@ class IncrementReader:
         for name, histogram in scrape.histograms.items():
             previous = last.histograms.get(name)
             whole = counts = _per_bucket(histogram)
-            total = histogram.sum
+            bounds, number, total = histogram.le, histogram.cumulative[-1], histogram.sum
             if previous is not None:
-                if (
-                    previous.le == histogram.le
-                    and previous.cumulative[-1] <= histogram.cumulative[-1]
-                ):
+                alike = last.bounds[name] == bounds
+                if alike and previous.cumulative[-1] <= number:
                     step = counts - last.per_bucket[name]
-                    fell = bool((step < 0).any()) or histogram.sum < previous.sum * (1 - 1e-9)
+                    fell = bool(step.min() < 0) or total < previous.sum * (1 - 1e-9)
                 else:
                     step, fell = counts, True
+                if alike:
+                    # one tuple for all scrapes: it is compared, and looked up, over and over again
+                    bounds = last.bounds[name]
                 if fell:
                     out.restarted = out.restarted or _is_engine(name)
                 else:
-                    counts, total = step, histogram.sum - previous.sum
-            if not first and counts.sum() > 0 and name not in last.unread:
-                out.histograms[name] = moments_of(histogram.le, counts, total)
-                out.buckets[name] = Buckets(histogram.le, counts)
-            last.histograms[name], last.per_bucket[name] = histogram, whole
+                    counts = step
+                    number, total = number - previous.cumulative[-1], total - previous.sum
+            if not first and number > 0 and name not in last.unread:
+                out.histograms[name] = moments_of(bounds, counts, total)
+                out.buckets[name] = Buckets(bounds, counts)
+            last.histograms[name], last.bounds[name] = histogram, bounds
+            last.per_bucket[name] = whole
         known = {*last.counters, *last.histograms}
         last.unread = {*last.unread, *scrape.invalid} - known
         last.time = scrape.time

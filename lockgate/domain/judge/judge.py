@@ -18,19 +18,14 @@ from lockgate.domain.judge.config import (
     GATEWAY_REQUESTS,
     GATEWAY_SERVER_ERRORS,
     GATEWAY_TTFB,
-    TIMED,
     Criticality,
     JudgeConfig,
-    MetricConfig,
-    MetricKind,
 )
-from lockgate.domain.judge.evaluators import Evaluator, RatioOfMeans
 from lockgate.domain.judge.health import HealthWatch
 from lockgate.domain.judge.increments import IncrementReader, Increments, Moments, select_counters
+from lockgate.domain.judge.panel import Panel
 from lockgate.domain.judge.report import JudgeReport, Verdict
-from lockgate.domain.judge.shares import CategoryMix, ShareDifference, SplitShare
 from lockgate.domain.judge.stretches import Stretches
-from lockgate.domain.judge.tails import TailShare
 from lockgate.domain.judge.verdicts import Decision, Standing, decide
 from lockgate.domain.trace import (
     TRACKS,
@@ -51,15 +46,7 @@ class Judge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
-        self._evaluators: dict[str, Evaluator] = {}
-        for name, metric in config.metrics.items():
-            if metric.kind in TIMED and not config.judge_latency:
-                continue
-            if metric.kind is MetricKind.SPLIT and config.canary_weight is None:
-                continue
-            evaluator = _evaluator(name, metric, config)
-            if evaluator is not None:
-                self._evaluators[name] = evaluator
+        self._panel = Panel(config)
         self._health = HealthWatch(config)
         self._readers: dict[tuple[Track, str], IncrementReader] = {}
         self._times: dict[tuple[Track, str], float] = {}
@@ -112,8 +99,7 @@ class Judge:
         reader = self._readers.setdefault((scrape.track, scrape.instance), IncrementReader())
         increments = reader.read(scrape)
         self._health.notice(scrape, increments)
-        for evaluator in self._evaluators.values():
-            evaluator.notice(scrape)
+        self._panel.notice(scrape)
         self._stretches.notice(scrape)
         self._absences.notice(scrape)
         if scrape.time > start + self.config.settle_s:
@@ -135,14 +121,11 @@ class Judge:
             counters={GATEWAY_REQUESTS: 1.0},
             histograms={GATEWAY_TTFB: Histogram((math.inf,), (0.0,), 0.0)},
         )
-        for evaluator in self._evaluators.values():
-            evaluator.notice(presence, lasting=True)
+        self._panel.notice(presence, lasting=True)
         self._stretches.add_row(row.track, increments)
 
     def _take(self, track: Track, increments: Increments) -> None:
-        for evaluator in self._evaluators.values():
-            if not evaluator.needs_times:
-                evaluator.take(track, increments)
+        self._panel.take(track, increments, timed=False)
         self._finished[track] += select_counters(
             ("vllm:request_success_total",), increments.counters
         )
@@ -158,6 +141,8 @@ class Judge:
         begin = start + self.config.settle_s
         while True:
             end = begin + self._ends.end(self._closed + 1)
+            if self._now is None or self._now < end:
+                return  # neither can a track have been scraped past it, nor has any waited
             covered = self._stretches.covered_until()
             if covered >= end:
                 self._closed = max(self._closed + 1, self._ends.ended(covered - begin))
@@ -187,24 +172,14 @@ class Judge:
         for track, increments in self._stretches.drain(end):
             if self._absences.covers(increments):
                 continue
-            for evaluator in self._evaluators.values():
-                if evaluator.needs_times:
-                    evaluator.take(track, increments)
+            self._panel.take(track, increments, timed=True)
             if not sums[track][-1].alike(increments):
                 sums[track].append(Increments())
             sums[track][-1].add(increments)
         for track, several in sums.items():
             for increments in several:
                 self._take(track, increments)
-        load = self._standing(end).load
-        for evaluator in self._evaluators.values():
-            if evaluator.metric.kind in TIMED:
-                # What shows at another load is the load's: slowness under more of it, and quickness under less.
-                if load.surely_heavier:
-                    evaluator.discard()
-                    continue
-                evaluator.at_ease = load.surely_lighter
-            evaluator.close(end)
+        self._panel.close(end, self._standing(end).load)
         self._share_alpha()
         self._decision = decide(self._standing(end), self._decision)
 
@@ -217,7 +192,7 @@ class Judge:
         """
         fresh = [
             e
-            for name, e in self._evaluators.items()
+            for name, e in self._panel.evaluators.items()
             if e.present
             and name not in self._alpha
             and e.metric.criticality is not Criticality.ADVISORY
@@ -240,7 +215,7 @@ class Judge:
             now=now,
             start=start,
             blocks=self._closed,
-            evaluators=self._evaluators,
+            panel=self._panel,
             alpha=self._alpha,
             health=self._health,
             finished=dict(self._finished),
@@ -268,23 +243,6 @@ class Judge:
         # decisions fall at the ends of blocks and at incidents only, whoever looks and when
         latest = moment if self._now is None else max(moment, self._now)
         return self._decision.report(self._standing(latest), quantiles=quantiles)
-
-
-def _evaluator(name: str, metric: MetricConfig, config: JudgeConfig) -> Evaluator | None:
-    """The evaluator of a metric; None for crashes, which the judge watches itself."""
-    match metric.kind:
-        case MetricKind.LATENCY | MetricKind.SIZE:
-            return RatioOfMeans(name, metric, config)
-        case MetricKind.RATIO:
-            return ShareDifference(name, metric, config)
-        case MetricKind.TAIL:
-            return TailShare(name, metric, config)
-        case MetricKind.MIX:
-            return CategoryMix(name, metric, config)
-        case MetricKind.SPLIT:
-            return SplitShare(name, metric, config)
-        case MetricKind.CRASH:
-            return None
 
 
 def read_trace(lines: Iterable[str]) -> Iterator[Scrape | RequestRow]:

@@ -10,13 +10,14 @@ need integers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln, xlog1py, xlogy
+
+from lockgate.domain.judge.logs import log_sum_exp
 
 Array = NDArray[np.float64]
 
@@ -59,35 +60,31 @@ def log_mixture(events: ArrayLike, trials: ArrayLike) -> Array:
     return _marginal(np.asarray(events, dtype=float), np.asarray(trials, dtype=float), 0.5)
 
 
-def _marginal(events: Array, trials: Array, other: float) -> Array:
+def _marginal(events: Array, trials: Array, other: float | Array) -> Array:
     """Log marginal likelihood under Beta(1/2, other)."""
     out: Array = betaln(events + 0.5, trials - events + other) - betaln(0.5, other)
     return out
 
 
-_RARE = 60.0
-"""Second parameter of the prior for shares that are rare (mean below one in a hundred)."""
+_OTHERS: Array = np.array([0.5, 60.0])
+"""Second parameters of the priors for shares that are anywhere, and for those that are rare (mean below one in a hundred)."""
+
+_LOG_PRIORS: Array = np.log(np.array([[0.3, 0.05], [0.2, 0.45]]))
+"""How likely each of them is held to be of the baseline (rows) and of the canary."""
 
 
-def _log_alternative(counts: Counts) -> float:
-    """Log likelihood of both tracks under the fixed mixture that intervals are made with:
+def _log_alternatives(counts: Sequence[Counts]) -> Array:
+    """Log likelihood of both tracks under the fixed mixture that intervals are made with, each of these counts:
     both shares anywhere, rare on both tracks (errors as they should be), or rare on one and
     anywhere on the other."""
-    (wide_b, rare_b), (wide_c, rare_c) = (
-        [float(betaln(k + 0.5, n - k + other) - betaln(0.5, other)) for other in (0.5, _RARE)]
-        for k, n in (
-            (counts.baseline_events, counts.baseline_trials),
-            (counts.canary_events, counts.canary_trials),
-        )
-    )
-    parts = (
-        wide_b + wide_c + math.log(0.3),
-        rare_b + rare_c + math.log(0.45),
-        rare_b + wide_c + math.log(0.2),
-        wide_b + rare_c + math.log(0.05),
-    )
-    top = max(parts)
-    return top + math.log(sum([math.exp(part - top) for part in parts]))
+    events, trials = np.array([[c.four[::2], c.four[1::2]] for c in counts]).swapaxes(0, 1)
+    baseline, canary = np.moveaxis(_marginal(events[..., None], trials[..., None], _OTHERS), 1, 0)
+    parts = baseline[:, :, None] + canary[:, None, :] + _LOG_PRIORS
+    return log_sum_exp(parts.reshape(len(counts), -1))
+
+
+_EDGE = 1e-12
+"""How far a share stays from where what happened would be impossible."""
 
 
 def nearest_share(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
@@ -95,32 +92,33 @@ def nearest_share(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayL
     a cubic. With the events that some other pair of shares would bring on average, it is the pair nearest to
     that one in Kullback-Leibler divergence."""
     d = np.asarray(difference, dtype=float)
-    n, k = nb + nc, kb + kc
-    c2 = (nc + 2 * nb) * d - n - k
+    n, k, twice = nb + nc, kb + kc, 2 * (nb + nc)
+    c2 = (n + nb) * d - n - k
     c1 = (nb * d - n - 2 * kb) * d + k
     c0 = kb * d * (1 - d)
-    with np.errstate(all="ignore"):
-        a2 = c2 / (3 * n)
-        q = a2**3 - c1 * c2 / (6 * n**2) + c0 / (2 * n)
-        p = np.copysign(np.sqrt(np.maximum(a2**2 - c1 / (3 * n), 0.0)), np.where(q >= 0, 1.0, -1.0))
-        cosine = np.where(p != 0, q / p**3, 0.0)
-        # minima and maxima instead of np.clip, which costs several times as much on small arrays
-        angle = (np.pi + np.arccos(np.minimum(np.maximum(cosine, -1.0), 1.0))) / 3
-        share = 2 * p * np.cos(angle) - a2
-    low, high = np.maximum(0.0, -d), np.minimum(1.0, 1.0 - d)
-    share = np.where(np.isnan(share), 0.5, share)
-    edge = 1e-12
-    share = np.minimum(np.maximum(share, low), high)
-    out: Array = np.minimum(np.maximum(share, low + edge * (kb > 0)), high - edge * (nb > kb))
+    # Every operation counts here: products instead of powers, and minima and maxima instead of np.clip, which cost several
+    # times as much on small arrays.
+    a2 = c2 / (1.5 * twice)
+    square = a2 * a2
+    q = a2 * square + (c0 - a2 * c1) / twice
+    square = np.maximum(square - c1 / (1.5 * twice), 0.0)
+    p = np.sqrt(square)
+    cube = square * p
+    cosine = np.divide(np.abs(q), cube, out=np.zeros_like(cube), where=cube > 0)
+    share = 2 * np.copysign(p, q) * np.cos((np.pi + np.arccos(np.minimum(cosine, 1.0))) / 3) - a2
+    # strictly within what is possible, so far as there are events and non-events
+    low = np.maximum(0.0, -d) + np.minimum(kb, _EDGE)
+    high = np.minimum(1.0, 1.0 - d) - np.minimum(nb - kb, _EDGE)
+    out: Array = np.minimum(np.maximum(share, low), high)
     return out
 
 
 def _constrained(kb: Array, nb: Array, kc: Array, nc: Array, difference: ArrayLike) -> Array:
     """Largest log likelihood over all pairs of shares with canary - baseline = difference."""
     share = nearest_share(kb, nb, kc, nc, difference)
-    edge = 1e-12
     canary = np.minimum(
-        np.maximum(share + np.asarray(difference), edge * (kc > 0)), 1.0 - edge * (nc > kc)
+        np.maximum(share + np.asarray(difference), np.minimum(kc, _EDGE)),
+        1.0 - np.minimum(nc - kc, _EDGE),
     )
     return log_likelihood(kb, nb, share) + log_likelihood(kc, nc, canary)
 
@@ -129,47 +127,33 @@ _STEPS: Array = np.concatenate([np.geomspace(5e-4, 1.0, 28)])
 _DIFFERENCES: Array = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 
 
-_Asked = tuple[Counts, float]
-_known: dict[_Asked, tuple[float, float]] = {}
-"""Intervals that were asked for of late: the same counts are asked about look after look."""
-_REMEMBERED = 256
-
-
 def difference_interval(counts: Counts, log_threshold: float) -> tuple[float, float]:
     """Time-uniform confidence interval of the difference of shares (to the grid's resolution,
     outwards)."""
     return difference_intervals([(counts, log_threshold)])[0]
 
 
-def difference_intervals(asked: Sequence[_Asked]) -> list[tuple[float, float]]:
+def difference_intervals(asked: Sequence[tuple[Counts, float]]) -> list[tuple[float, float]]:
     """The same for several pairs of counts, each with its log threshold: hardly dearer than for one."""
-    new = list(dict.fromkeys(a for a in asked if a not in _known))
-    if new:
-        if len(_known) + len(new) > _REMEMBERED:
-            new = list(dict.fromkeys(asked))
-            _known.clear()
-        _known.update(zip(new, _difference_intervals(new), strict=True))
-    return [_known[a] for a in asked]
-
-
-def _difference_intervals(asked: Sequence[_Asked]) -> list[tuple[float, float]]:
-    told = [(c, t) for c, t in asked if c.baseline_trials > 0 and c.canary_trials > 0]
+    out = [(-1.0, 1.0)] * len(asked)
+    told = [i for i, (c, _) in enumerate(asked) if c.baseline_trials > 0 and c.canary_trials > 0]
     if not told:
-        return [(-1.0, 1.0)] * len(asked)
-    four = np.array([counts.four for counts, _ in told]).T[..., None]
-    middle = np.array([counts.difference for counts, _ in told])
-    grid = np.minimum(np.maximum(middle[:, None] + _DIFFERENCES, -1.0), 1.0)
-    mixture = np.array([_log_alternative(counts) - threshold for counts, threshold in told])
-    inside = mixture[:, None] < _constrained(four[0], four[1], four[2], four[3], grid)
-    found = {}
-    for one, row, ends, own in zip(told, inside, grid, middle.tolist(), strict=True):
-        at = np.flatnonzero(row)
-        if at.size:
-            low, high = max(int(at[0]) - 1, 0), min(int(at[-1]) + 1, ends.size - 1)
-            found[one] = float(ends[low]), float(ends[high])
-        else:
-            found[one] = own, own
-    return [found.get(one, (-1.0, 1.0)) for one in asked]
+        return out
+    counts, thresholds = zip(*(asked[i] for i in told), strict=True)
+    kb, nb, kc, nc = np.array([c.four for c in counts]).T[..., None]
+    middle = np.array([[c.difference] for c in counts])
+    grid = np.minimum(np.maximum(middle + _DIFFERENCES, -1.0), 1.0)
+    mixture = _log_alternatives(counts) - np.array(thresholds)
+    inside = mixture[:, None] < _constrained(kb, nb, kc, nc, grid)
+    last = _DIFFERENCES.size - 1
+    first = np.maximum(inside.argmax(axis=1) - 1, 0)
+    beyond = np.minimum(last + 1 - inside[:, ::-1].argmax(axis=1), last)
+    ends = np.take_along_axis(grid, np.stack([first, beyond], axis=1), axis=1)
+    # where nothing is inside, what was seen is
+    ends = np.where(inside.any(axis=1)[:, None], ends, middle)
+    for i, (low, high) in zip(told, ends.tolist(), strict=True):
+        out[i] = low, high
+    return out
 
 
 def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float = 0.0) -> Array:
@@ -180,36 +164,8 @@ def log_e_split(canary: ArrayLike, total: ArrayLike, share: float, margin: float
     canary, total = np.asarray(canary, dtype=float), np.asarray(total, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.where(total > 0, canary / np.where(total > 0, total, 1.0), share)
-    best = np.clip(seen, max(share - margin, 1e-9), min(share + margin, 1 - 1e-9))
+    best = np.minimum(np.maximum(seen, max(share - margin, 1e-9)), min(share + margin, 1 - 1e-9))
     out: Array = log_mixture(canary, total) - log_likelihood(canary, total, best)
-    return out
-
-
-_LEAST = 5.0
-"""Events and non-events below which there is no over-dispersion to measure."""
-
-
-def too_rare(events: float, trials: float) -> bool:
-    """Whether `dispersion` of so many events is 1 for want of them."""
-    return min(events, trials - events) < _LEAST
-
-
-def dispersion(events: ArrayLike, trials: ArrayLike, axis: int = -1) -> Array:
-    """Over-dispersion of shares between blocks of one track: Pearson's statistic a degree of
-    freedom, never below 1; 1 where fewer than 5 events or non-events were seen."""
-    k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
-    total_k, total_n = k.sum(axis, keepdims=True), n.sum(axis, keepdims=True)
-    used = n > 0
-    freedom = used.sum(axis) - 1
-    rare = np.minimum(total_k, total_n - total_k).squeeze(axis) < _LEAST
-    unknown = rare | (freedom < 3)
-    if unknown.all():
-        return np.ones(unknown.shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = total_k / total_n
-        pearson = np.where(used, (k - n * share) ** 2 / (n * share * (1 - share)), 0.0)
-        value = pearson.sum(axis) / freedom
-    out: Array = np.where(unknown | np.isnan(value), 1.0, np.maximum(value, 1.0))
     return out
 
 
@@ -224,19 +180,28 @@ def dispersion_of_spells(events: ArrayLike, trials: ArrayLike) -> Array:
     k, n = np.asarray(events, dtype=float), np.asarray(trials, dtype=float)
     total_k, total_n = k.sum(-1), n.sum(-1)
     rare = np.minimum(total_k, total_n - total_k) < 3
-    out = np.ones(total_k.shape)
     if rare.all():
-        return out
+        return np.ones(total_k.shape)
+    # the runs of all lengths one after the other, each length's from the last block backwards
+    size = k.shape[-1]
+    ends = [np.arange((size - 1) % length + 1, size + 1, length) for length in _RUNS]
+    starts = [np.maximum(end - length, 0) for end, length in zip(ends, _RUNS, strict=True)]
+    of_length = np.cumsum([0, *(end.size for end in ends[:-1])])
+    k_run, n_run = (_sums(x, np.concatenate(starts), np.concatenate(ends)) for x in (k, n))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (total_k / total_n)[..., None]
-        for length in _RUNS:
-            first = -(k.shape[-1] % length) % length
-            starts = np.maximum(np.arange(-first, k.shape[-1], length), 0)
-            k_run, n_run = np.add.reduceat(k, starts, -1), np.add.reduceat(n, starts, -1)
-            used = n_run > 0
-            freedom = used.sum(-1) - 1
-            off = np.where(used, (k_run - n_run * share) ** 2 / (n_run * share * (1 - share)), 0.0)
-            value = (_EVEN + off.sum(-1)) / (_EVEN + freedom)
-            unknown = rare | (freedom < 2) | np.isnan(value)
-            out = np.maximum(out, np.where(unknown, 1.0, value))
+        used = n_run > 0
+        off = np.where(used, (k_run - n_run * share) ** 2 / (n_run * share * (1 - share)), 0.0)
+        freedom = np.add.reduceat(used.astype(float), of_length, axis=-1) - 1
+        value = (_EVEN + np.add.reduceat(off, of_length, axis=-1)) / (_EVEN + freedom)
+    unknown = rare[..., None] | (freedom < 2) | np.isnan(value)
+    out: Array = np.maximum(np.where(unknown, 1.0, value).max(axis=-1), 1.0)
+    return out
+
+
+def _sums(x: Array, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Array:
+    """Of the stretches between these places on the last axis."""
+    upto = np.zeros((*x.shape[:-1], x.shape[-1] + 1))
+    np.cumsum(x, axis=-1, out=upto[..., 1:])
+    out: Array = upto[..., ends] - upto[..., starts]
     return out

@@ -1,108 +1,75 @@
-"""Evaluators of metrics that are shares of counts: error ratios, mixes, the split."""
+"""Evaluators of metrics that are shares of counts: error ratios and mixes."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lockgate.domain.judge import proportion
-from lockgate.domain.judge.bets import BothEvidence
+from lockgate.domain.judge.bets import Bets, BetsTogether, ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
-from lockgate.domain.judge.evaluators import Evaluator, Evidence, finite, log_mean_exp
+from lockgate.domain.judge.evaluators import Evaluator, Pool, finite, log_mean_exp, rows_of
 from lockgate.domain.judge.increments import Increments, matches, select_counters
+from lockgate.domain.judge.proportion import Counts, difference_intervals
+from lockgate.domain.judge.spread import ShareHistory
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
-Array = NDArray[np.float64]
+
+class Stake(NamedTuple):
+    """What a block brings to one kind of bets."""
+
+    baseline_events: float
+    baseline_trials: float
+    canary_events: float
+    canary_trials: float
+    spread: float
+    """The dispersion that is paid for."""
 
 
-class _ShareHistory:
-    """Events and trials of one pair of tracks, block by block, for the over-dispersion."""
+_NOTHING = Stake(0.0, 0.0, 0.0, 0.0, 1.0)
 
-    def __init__(self) -> None:
-        self.blocks = 0
-        self._table = np.zeros((2, len(TRACKS), 64))
-        """Events and trials of both tracks; room for more blocks than there are."""
-        self.sums: dict[Track, tuple[float, float]] = dict.fromkeys(TRACKS, (0.0, 0.0))
-        """Events and trials of all blocks. Kept up, since a step may have very many."""
-        self._measured = -1, 1.0
+
+class Share(Evaluator):
+    """What is bet on: a share on each track, or several."""
+
+    bets: tuple[Bets, ...] = ()
+    """Each kind of bets on it."""
+    stakes: Sequence[Stake] = ()
+    """What the block that was just closed brings to each of them, until it is weighed."""
+    _described_at = 0
+
+    @abstractmethod
+    def conclude(self, log_es: Sequence[float]) -> None:
+        """Note the evidence of each kind of bets after the block that was just closed."""
 
     @property
-    def events(self) -> Array:
-        """(tracks, blocks)."""
-        return self._table[0, :, : self.blocks]
+    def undescribed(self) -> bool:
+        """Whether estimate and interval are not those of the last block."""
+        return self._described_at != self._blocks
 
-    @property
-    def trials(self) -> Array:
-        """(tracks, blocks)."""
-        return self._table[1, :, : self.blocks]
+    @abstractmethod
+    def wanted_interval(self) -> tuple[Counts, float] | None:
+        """The counts and the log threshold that the interval is to be made of, if there is to be one."""
 
-    def add(self, events: Mapping[Track, float], trials: Mapping[Track, float]) -> None:
-        """A block."""
-        if self.blocks == self._table.shape[-1]:
-            self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=-1)
-        for i, track in enumerate(TRACKS):
-            k = events[track]
-            # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
-            n = max(trials[track], k)
-            self._table[:, i, self.blocks] = k, n
-            before = self.sums[track]
-            self.sums[track] = before[0] + k, before[1] + n
-        self.blocks += 1
-
-    def skip(self) -> None:
-        """A block in which a track had no trials; its counts go to the next."""
-        self.add(_NOTHING, _NOTHING)
-
-    def latest(self) -> proportion.Counts:
-        """The last block."""
-        (kb, kc), (nb, nc) = self._table[:, :, self.blocks - 1].tolist()
-        return proportion.Counts(kb, nb, kc, nc)
-
-    def counts(self) -> proportion.Counts:
-        (kb, nb), (kc, nc) = (self.sums[t] for t in TRACKS)
-        return proportion.Counts(kb, nb, kc, nc)
-
-    def measured(self, dispersion: float) -> None:
-        """Note what the dispersion is, after the last block."""
-        self._measured = self.blocks, dispersion
-
-    def dispersion(self) -> float:
-        """The larger of both tracks'."""
-        if self._measured[0] != self.blocks:
-            told = [i for i, t in enumerate(TRACKS) if not proportion.too_rare(*self.sums[t])]
-            value = 1.0
-            if told:
-                events, trials = self.events[told], self.trials[told]
-                value = float(proportion.dispersion(events, trials).max())
-            self._measured = self.blocks, value
-        return self._measured[1]
+    @abstractmethod
+    def tell(self, interval: tuple[float, float] | None) -> None:
+        """Note the interval, with the estimate and what there is to say."""
 
 
-def _dispersions(histories: Sequence[_ShareHistory]) -> Array:
-    """Of each category's share of the same trials; as `_ShareHistory.dispersion` has it."""
-    events = np.stack([h.events for h in histories])
-    spread: Array = proportion.dispersion(events, histories[0].trials[None]).max(axis=-1)
-    for history, value in zip(histories, spread.tolist(), strict=True):
-        history.measured(value)
-    return spread
-
-
-_NOTHING: Mapping[Track, float] = dict.fromkeys(TRACKS, 0.0)
-
-
-class ShareDifference(Evaluator):
+class ShareDifference(Share):
     """RATIO: the difference of the two tracks' shares of events among trials."""
+
+    _described_at = -1  # it has something to say before the first block
 
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
+        self.bets = (bets_worse(metric.margin, True), bets_within(metric.margin, True))
         self._source: int | None = None
         self._open: dict[Track, list[float]] = {t: [0.0, 0.0] for t in TRACKS}
-        self._history = _ShareHistory()
-        self._both = BothEvidence(metric.margin, rare=True)
-        self._described_at = -1
+        self._history = ShareHistory()
 
     def _has_source(self, scrape: Scrape) -> bool:
         for index, selectors in enumerate(self.metric.trials):
@@ -121,74 +88,74 @@ class ShareDifference(Evaluator):
         block[1] += select_counters(self.metric.trials[self._source], increments.counters)
 
     def close(self, end: float) -> None:
-        if any(max(block) <= 0 for block in self._open.values()):
+        (kb, nb), (kc, nc) = self._open["baseline"], self._open["canary"]
+        # a gateway that finds no upstream counts the 503 but no upstream request: it is a trial too
+        nb, nc = max(nb, kb), max(nc, kc)
+        if min(nb, nc) <= 0:
             self._history.skip()
             return
-        events, trials = ({t: self._open[t][i] for t in TRACKS} for i in range(2))
-        self._history.add(events, trials)
-        self._open = {t: [0.0, 0.0] for t in TRACKS}
+        self._reopen()
         self._blocks += 1
+        self._history.add(Counts(kb, nb, kc, nc))
         counts = self._history.counts()
-        self.evidence.n_baseline, self.evidence.n_canary = (
-            counts.baseline_trials,
-            counts.canary_trials,
-        )
-        block = self._history.latest()
-        self._both.update_one(block, self._counted(block))
-        spread = self._spread()
-        worse, within = (float(e.log_e(spread)) for e in (self._both.worse, self._both.within))
+        self.evidence.n_baseline = counts.baseline_trials
+        self.evidence.n_canary = counts.canary_trials
+        spread = self._history.dispersion()
+        worse = Stake(kb, nb, self._counted(kc, nc), nc, spread)
+        self.stakes = (worse, Stake(kb, nb, kc, nc, spread))
+
+    def _reopen(self) -> None:
+        self._open = {t: [0.0, 0.0] for t in TRACKS}
+
+    def conclude(self, log_es: Sequence[float]) -> None:
+        self.stakes = ()
+        worse, within = log_es
         self._raise_to(worse, within)
 
     def discard(self) -> None:
-        self._open = {t: [0.0, 0.0] for t in TRACKS}
+        self._reopen()
 
-    def _counted(self, block: proportion.Counts) -> float:
+    def _counted(self, events: float, trials: float) -> float:
         """How many of the canary's events in a block count against it."""
-        return block.canary_events
+        return events
 
-    def _spread(self) -> float:
-        """The dispersion that is paid for."""
-        return self._history.dispersion()
-
-    def wanted_interval(self) -> tuple[proportion.Counts, float] | None:
+    def wanted_interval(self) -> tuple[Counts, float] | None:
         counts = self._history.counts()
-        if (
-            self._described_at == self._blocks
-            or min(counts.baseline_trials, counts.canary_trials) <= 0
-        ):
+        if min(counts.baseline_trials, counts.canary_trials) <= 0:
             return None
-        return counts.scaled(self._spread()), -math.log(1.0 - self.config.interval_level)
+        level = 1.0 - self.config.interval_level
+        return counts.scaled(self._history.dispersion()), -math.log(level)
 
-    def describe(self) -> Evidence:
-        if self._described_at != self._blocks:
-            counts, wanted = self._history.counts(), self.wanted_interval()
-            self.evidence.estimate = finite(counts.difference)
-            if wanted is not None:
-                self.evidence.interval = proportion.difference_interval(*wanted)
-            self.evidence.detail = (
-                f"{counts.canary_events:.0f} of {counts.canary_trials:.0f}{self._what()} on the "
-                f"canary, {counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
-            )
-            self._described_at = self._blocks
-        return self.evidence
+    def tell(self, interval: tuple[float, float] | None) -> None:
+        counts = self._history.counts()
+        self.evidence.estimate = finite(counts.difference)
+        if interval is not None:
+            self.evidence.interval = interval
+        self.evidence.detail = (
+            f"{counts.canary_events:.0f} of {counts.canary_trials:.0f}{self._what()} on the "
+            f"canary, {counts.baseline_events:.0f} of {counts.baseline_trials:.0f} on the baseline"
+        )
+        self._described_at = self._blocks
 
     def _what(self) -> str:
         """What an event is, where the metric's name does not say."""
         return ""
 
 
-class CategoryMix(Evaluator):
+class CategoryMix(Share):
     """MIX: each category's share against all others, up and down."""
 
     def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
         super().__init__(name, metric, config)
+        kinds = (bets_worse(metric.margin, False), bets_within(metric.margin, False))
+        self.bets = tuple(kind for kind in kinds for _ in range(2 * len(metric.categories)))
+        self._reopen()
+        self._history: Mapping[str, ShareHistory] = {c: ShareHistory() for c in metric.categories}
+
+    def _reopen(self) -> None:
         self._open: dict[Track, dict[str, float]] = {
-            t: dict.fromkeys(metric.categories, 0.0) for t in TRACKS
+            t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS
         }
-        self._history: Mapping[str, _ShareHistory] = {c: _ShareHistory() for c in metric.categories}
-        shape = (2, len(metric.categories))
-        self._both = BothEvidence(metric.margin, False, shape)
-        self._described_at = -1
 
     def _has_source(self, scrape: Scrape) -> bool:
         return any(
@@ -200,145 +167,85 @@ class CategoryMix(Evaluator):
             self._open[track][category] += select_counters((selector,), increments.counters)
 
     def close(self, end: float) -> None:
-        if any(sum(block.values()) <= 0 for block in self._open.values()):
-            for history in self._history.values():
-                history.skip()
+        baseline, canary = self._open["baseline"], self._open["canary"]
+        nb, nc = sum(baseline.values()), sum(canary.values())
+        if min(nb, nc) <= 0:
             return
-        trials = {t: sum(self._open[t].values()) for t in TRACKS}
-        for category, history in self._history.items():
-            history.add({t: self._open[t][category] for t in TRACKS}, trials)
-        self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
+        self._reopen()
         self._blocks += 1
-        kb, nb, kc, nc = np.array([h.latest().four for h in self._history.values()]).T
-        # a smaller share of a category is a larger share of all others
-        up_and_down = (
-            np.stack([kb, nb - kb]),
-            np.stack([nb, nb]),
-            np.stack([kc, nc - kc]),
-            np.stack([nc, nc]),
-        )
-        spread = _dispersions(list(self._history.values()))
-        self._both.update(*up_and_down)
-        worse = self._both.worse.log_e(spread).ravel().tolist()
-        within = float(self._both.within.log_e(spread).min())
-        counts = next(iter(self._history.values())).counts()
-        self.evidence.n_baseline, self.evidence.n_canary = (
-            counts.baseline_trials,
-            counts.canary_trials,
-        )
-        self._raise_to(log_mean_exp(worse), within)
+        stakes: list[Stake] = []
+        for category, history in self._history.items():
+            kb, kc = baseline[category], canary[category]
+            history.add(Counts(kb, nb, kc, nc))
+            spread = history.dispersion()
+            # a smaller share of a category is a larger share of all others
+            stakes += Stake(kb, nb, kc, nc, spread), Stake(nb - kb, nb, nc - kc, nc, spread)
+        self.stakes = stakes + stakes
+        counts = history.counts()
+        self.evidence.n_baseline = counts.baseline_trials
+        self.evidence.n_canary = counts.canary_trials
+
+    def conclude(self, log_es: Sequence[float]) -> None:
+        self.stakes = ()
+        half = len(log_es) // 2
+        self._raise_to(log_mean_exp(log_es[:half]), min(log_es[half:]))
 
     def discard(self) -> None:
-        self._open = {t: dict.fromkeys(self.metric.categories, 0.0) for t in TRACKS}
+        self._reopen()
 
     def _largest(self) -> str:
+        """The category whose share differs the most."""
+
         def change(category: str) -> float:
             difference = self._history[category].counts().difference
             return 0.0 if math.isnan(difference) else abs(difference)
 
         return max(self._history, key=change)
 
-    def wanted_interval(self) -> tuple[proportion.Counts, float] | None:
-        if self._described_at == self._blocks or not self._blocks:
-            return None
+    def wanted_interval(self) -> tuple[Counts, float] | None:
         history = self._history[self._largest()]
-        counts = history.counts()
-        if min(counts.baseline_trials, counts.canary_trials) <= 0:
-            return None
         level = (1.0 - self.config.interval_level) / len(self._history)
-        return counts.scaled(history.dispersion()), -math.log(level)
+        return history.counts().scaled(history.dispersion()), -math.log(level)
 
-    def describe(self) -> Evidence:
-        if self._described_at != self._blocks and self._blocks:
-            largest, wanted = self._largest(), self.wanted_interval()
-            counts = self._history[largest].counts()
-            self.evidence.estimate = finite(counts.difference)
-            if wanted is not None:
-                self.evidence.interval = proportion.difference_interval(*wanted)
-            self.evidence.detail = (
-                f"largest change: `{largest}`, {counts.canary_events:.0f} of "
-                f"{counts.canary_trials:.0f} on the canary, {counts.baseline_events:.0f} of "
-                f"{counts.baseline_trials:.0f} on the baseline"
-            )
-            self._described_at = self._blocks
-        return self.evidence
-
-
-_CANARY = TRACKS.index("canary")
-
-
-class SplitShare(ShareDifference):
-    """SPLIT: the canary's share of requests against the committed weight, less the probes.
-
-    The two tracks are not scraped at the same moment, and one may be silent for a while: counts are
-    compared only up to a time that both have been scraped at, with increments that reach beyond it
-    split in proportion.
-    """
-
-    needs_times = True
-
-    def __init__(self, name: str, metric: MetricConfig, config: JudgeConfig) -> None:
-        super().__init__(name, metric, config)
-        self._pending: dict[Track, list[tuple[float, float, float]]] = {t: [] for t in TRACKS}
-        self._until = -math.inf
-
-    def take(self, track: Track, increments: Increments) -> None:
-        if self._source is None or not increments.counters:
-            return
-        sent = select_counters(self.metric.trials[self._source], increments.counters)
-        probes = select_counters(("lockgate:probe_total",), increments.counters)
-        self._pending[track].append((increments.since, increments.until, sent - probes))
-
-    def _drain(self, track: Track, until: float) -> float:
-        """Requests of a track up to a time; what lies beyond stays pending."""
-        total, rest = 0.0, []
-        for since, to, count in self._pending[track]:
-            part = 1.0 if to <= until else 0.0
-            if since < until < to:
-                part = (until - since) / (to - since)
-            total += part * count
-            if part < 1.0:
-                rest.append((max(since, until), to, count * (1.0 - part)))
-        self._pending[track] = rest
-        return total
-
-    def close(self, end: float) -> None:
-        seen = min(self.last_seen.get(t, -math.inf) for t in TRACKS)
-        until = seen if math.isfinite(seen) else min(seen, end)
-        if until <= self._until:
-            return
-        self._until = until
-        trials = {t: max(self._drain(t, until), 0.0) for t in TRACKS}
-        if sum(trials.values()) <= 0 or self.config.canary_weight is None:
-            return
-        both = sum(trials.values())
-        self._history.add(
-            {"baseline": 0.0, "canary": trials["canary"]}, {"baseline": 0.0, "canary": both}
+    def tell(self, interval: tuple[float, float] | None) -> None:
+        largest = self._largest()
+        counts = self._history[largest].counts()
+        self.evidence.estimate, self.evidence.interval = finite(counts.difference), interval
+        self.evidence.detail = (
+            f"largest change: `{largest}`, {counts.canary_events:.0f} of "
+            f"{counts.canary_trials:.0f} on the canary, {counts.baseline_events:.0f} of "
+            f"{counts.baseline_trials:.0f} on the baseline"
         )
-        self._blocks += 1
-        canary, total = self._totals()
-        spread = float(
-            proportion.dispersion(self._history.events[_CANARY], self._history.trials[_CANARY])
-        )
-        self.evidence.n_canary, self.evidence.n_baseline = canary, total - canary
-        worse = proportion.log_e_split(
-            canary / spread, total / spread, self.config.canary_weight, self.metric.margin
-        )
-        self._raise_to(float(worse), 0.0)
+        self._described_at = self._blocks
 
-    def _totals(self) -> tuple[float, float]:
-        return self._history.sums["canary"]
 
-    def wanted_interval(self) -> None:
-        return None
+class Shares(Pool):
+    """All shares of a step: a row of evidence for each kind of bets on each of them."""
 
-    def describe(self) -> Evidence:
-        canary, total = self._totals()
-        weight = self.config.canary_weight
-        if total > 0 and weight is not None:
-            self.evidence.estimate = canary / total - weight
-            self.evidence.detail = (
-                f"{canary:.0f} of {total:.0f} requests went to the canary, {weight:.1%} was "
-                "committed"
-            )
-        return self.evidence
+    def __init__(self, members: Sequence[Share]) -> None:
+        self._members = members
+        self._rows = rows_of(len(member.bets) for member in members)
+        bets = BetsTogether([kind for member in members for kind in member.bets])
+        self._evidence = ShareEvidence(bets, (len(bets.rows),))
+
+    def weigh(self) -> None:
+        if not any(member.stakes for member in self._members):
+            return
+        stakes = [
+            stake
+            for member in self._members
+            for stake in member.stakes or [_NOTHING] * len(member.bets)
+        ]
+        kb, nb, kc, nc, spread = np.array(stakes).T
+        self._evidence.update(kb, nb, kc, nc)
+        log_es = self._evidence.log_e(spread).tolist()
+        for member, (begin, end) in zip(self._members, self._rows, strict=True):
+            if member.stakes:
+                member.conclude(log_es[begin:end])
+
+    def describe(self) -> None:
+        told = [member for member in self._members if member.undescribed]
+        wanted = [member.wanted_interval() for member in told]
+        found = iter(difference_intervals([asked for asked in wanted if asked is not None]))
+        for member, asked in zip(told, wanted, strict=True):
+            member.tell(None if asked is None else next(found))

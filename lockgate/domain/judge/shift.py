@@ -30,11 +30,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lockgate.domain.judge.logs import exp, log_sum_exp
 
 Array = NDArray[np.float64]
 
@@ -79,8 +82,6 @@ _NEAR: Array = np.array([0.4, 0.7, 1.0, 1.3, 2.0, 4.0])
 _NEAR_WEIGHTS: Array = np.array([0.1, 0.22, 0.4, 0.16, 0.08, 0.04])
 """How far inside the margin a canary is expected that is no worse, in units of the margin."""
 
-_LOG_WEIGHTS: Array = np.log(np.concatenate([_EFFECT_WEIGHTS, _NEAR_WEIGHTS]))
-
 
 @dataclass(frozen=True)
 class NuisanceGrid:
@@ -90,6 +91,7 @@ class NuisanceGrid:
     drift of the log ratio (both tracks' together); corr_s: its correlation time in seconds.
     log_alternative, log_null, log_null_beyond: log weights of the mixtures (each sums to one): of the
     alternatives, of "no worse than the margin" and of "beyond the margin".
+    Leading axes are those of several grids that were put together.
     """
 
     dispersion: Array
@@ -98,6 +100,24 @@ class NuisanceGrid:
     log_alternative: Array
     log_null: Array
     log_null_beyond: Array
+
+    @classmethod
+    def together(cls, grids: Sequence[NuisanceGrid]) -> NuisanceGrid:
+        """Several grids as rows of one: the smaller ones are filled up with explanations of no weight."""
+        size = max(grid.dispersion.size for grid in grids)
+        filled: dict[str, list[Array]] = {field.name: [] for field in fields(cls)}
+        for grid in grids:
+            for name, rows in filled.items():
+                values: Array = getattr(grid, name)
+                rest = -np.inf if name.startswith("log_") else values[-1]
+                rows.append(np.concatenate([values, np.full(size - values.size, rest)]))
+        return cls(**{name: np.stack(rows) for name, rows in filled.items()})
+
+    @property
+    def explanations(self) -> NDArray[np.int64]:
+        """How many of them have any weight."""
+        number: NDArray[np.int64] = np.isfinite(self.log_null).sum(axis=-1)
+        return number
 
 
 def nuisance_grid(
@@ -163,22 +183,78 @@ def log_mean(
     return value, variance
 
 
-def _logsumexp(x: Array) -> Array:
-    """Over the last axis."""
-    top = x.max(axis=-1)
-    out: Array = top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
-    return out
-
-
 def _powers(shifts: Array) -> Array:
-    """What base, score and information are multiplied with at each shift."""
-    return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2])
+    """What base, score and information are multiplied with at each shift (last but one axis)."""
+    return np.stack([np.ones_like(shifts), shifts, -0.5 * shifts**2], axis=-1)
 
 
-@lru_cache(maxsize=64)
-def _either_side(bound: float) -> Array:
-    """Of the shifts that are worse than a bound, and of those that are within it."""
-    return _powers(np.concatenate([bound + _EFFECTS_WORSE, bound - bound * _NEAR]))
+_EITHER_POWERS, _EITHER_LOG_WEIGHTS = _powers(_EFFECTS_EITHER), np.log(_EVEN)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What evidence is asked for: of shifts that an alternative thinks of, against "the shift lies in [low, high]".
+
+    Leading axes are those of several claims that were put together.
+    """
+
+    shifts: Array
+    log_weights: Array
+    low: Array
+    high: Array
+    beyond: NDArray[np.bool_]
+    """Whether what it speaks against is that the canary is at the margin or beyond."""
+    toll: Array
+    """Nats taken off where drift is possible."""
+
+    @classmethod
+    def together(cls, several: Sequence[Claim]) -> Claim:
+        """One each row; those of fewer shifts are filled up with shifts of no weight."""
+        size = max(claim.shifts.size for claim in several)
+        shifts, log_weights = np.zeros((len(several), size)), np.full((len(several), size), -np.inf)
+        for i, claim in enumerate(several):
+            shifts[i, : claim.shifts.size] = claim.shifts
+            log_weights[i, : claim.shifts.size] = claim.log_weights
+        others = (
+            np.stack([getattr(claim, name) for claim in several])
+            for name in ("low", "high", "beyond", "toll")
+        )
+        return cls(shifts, log_weights, *others)
+
+    @cached_property
+    def powers(self) -> Array:
+        return _powers(self.shifts)
+
+
+def _claim(
+    shifts: Array, weights: Array, low: float, high: float, *, beyond: bool, toll: float
+) -> Claim:
+    ends = np.array(low), np.array(high)
+    return Claim(shifts, np.log(weights), *ends, np.array(beyond), np.array(toll))
+
+
+def worse(bound: float) -> Claim:
+    """Against "the shift is at most ``bound``"."""
+    shifts = bound + _EFFECTS_WORSE
+    return _claim(shifts, _EFFECT_WEIGHTS, -np.inf, bound, beyond=False, toll=_AVERAGED_WORSE)
+
+
+def better(bound: float) -> Claim:
+    """Against "the shift is at least ``bound``" (< 0), for changes of any size."""
+    shifts = bound - _EFFECTS_WORSE
+    return _claim(shifts, _EFFECT_WEIGHTS, bound, np.inf, beyond=False, toll=0.0)
+
+
+def not_worse(bound: float) -> Claim:
+    """Against "the shift is at least ``bound``" (> 0), strongest for no shift."""
+    shifts = bound - bound * _NEAR
+    return _claim(shifts, _NEAR_WEIGHTS, bound, np.inf, beyond=True, toll=_AVERAGED_WITHIN)
+
+
+def not_better(bound: float) -> Claim:
+    """Against "the shift is at most ``bound``" (< 0), strongest for no shift."""
+    shifts = bound - bound * _NEAR
+    return _claim(shifts, _NEAR_WEIGHTS, -np.inf, bound, beyond=True, toll=_AVERAGED_WITHIN)
 
 
 _FINE = 41
@@ -191,8 +267,8 @@ class ShiftEvidence:
 
     def __init__(self, grid: NuisanceGrid, shape: tuple[int, ...] = ()) -> None:
         self.grid = grid
-        self._drifts = bool(grid.drift_var.any())
-        full = (*shape, grid.dispersion.size)
+        self._drifts = grid.drift_var.any(axis=-1)
+        full = (*shape, grid.dispersion.shape[-1])
         self._drift_y = np.zeros(full)
         self._drift_one = np.zeros(full)
         self._drift_var: Array = np.broadcast_to(grid.drift_var, full).copy()
@@ -233,93 +309,32 @@ class ShiftEvidence:
             drifts = tuple(np.where(use, new, old) for new, old in zip(drifts, before, strict=True))
         self._drift_y, self._drift_one, self._drift_var = drifts
 
-    def _log_mixture(self, shifts: Array, weights: Array) -> Array:
-        parts = np.empty((*self.base.shape, 3))
-        np.add(self.base, self.grid.log_alternative, out=parts[..., 0])
-        parts[..., 1], parts[..., 2] = self.score, self.info
-        per = parts @ _powers(shifts)
-        per += np.log(weights)
-        top = per.max(axis=(-2, -1), keepdims=True)
-        per -= top
-        out: Array = np.log(np.exp(per, out=per).sum(axis=(-2, -1))) + top[..., 0, 0]
+    def log_e(self, claim: Claim) -> Array:
+        """Log e-value of a claim; of claims that were put together, each of its own row of the observations."""
+        null = np.where(claim.beyond[..., None], self.grid.log_null_beyond, self.grid.log_null)
+        told = self.info > 0
+        peak = np.divide(self.score, self.info, out=np.zeros_like(self.info), where=told)
+        # the null at its best: at each nuisance the shift in [low, high] that explains most
+        at = np.minimum(np.maximum(peak, claim.low[..., None]), claim.high[..., None])
+        best = log_sum_exp(self.base + self.score * at - 0.5 * self.info * at**2 + null)
+        mixed = self._log_mixture(claim.powers, claim.log_weights)
+        out: Array = mixed - best - claim.toll * self._drifts
         return out
 
-    def _log_null(self, low: float, high: float, weights: Array) -> Array:
-        """Log likelihood of the null with these weights: at each nuisance the best shift in [low, high]."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            peak = np.where(self.info > 0, self.score / self.info, 0.0)
-        at = np.minimum(np.maximum(peak, low), high)
-        return _logsumexp(self.base + self.score * at - 0.5 * self.info * at**2 + weights)
+    def _log_mixture(self, powers: Array, log_weights: Array) -> Array:
+        """Log likelihood of the alternative: over all nuisances, and over shifts with these weights."""
+        parts = np.empty((*self.base.shape[:-1], 3, self.base.shape[-1]))
+        np.add(self.base, self.grid.log_alternative, out=parts[..., 0, :])
+        parts[..., 1, :], parts[..., 2, :] = self.score, self.info
+        per: Array = powers @ parts
+        per += log_weights[..., None]
+        return log_sum_exp(per.reshape(*per.shape[:-2], -1))
 
-    def log_e_above(self, bound: float) -> Array:
-        """Log e-value against "the shift is at most ``bound``"."""
-        value = self._log_mixture(bound + _EFFECTS_WORSE, _EFFECT_WEIGHTS) - self._log_null(
-            -np.inf, bound, self.grid.log_null
-        )
-        return value - _AVERAGED_WORSE * self._drifts
-
-    def log_e_either(self, bound: float) -> tuple[Array, Array]:
-        """`log_e_above` and `log_e_below`, hardly dearer than one of them."""
-        parts = np.empty((*self.base.shape, 3))
-        np.add(self.base, self.grid.log_alternative, out=parts[..., 0])
-        parts[..., 1], parts[..., 2] = self.score, self.info
-        per = parts @ _either_side(bound)
-        per += _LOG_WEIGHTS
-        mixed = []
-        for some in (per[..., : _EFFECTS_WORSE.size], per[..., _EFFECTS_WORSE.size :]):
-            top = some.max(axis=(-2, -1), keepdims=True)
-            mixed.append(np.log(np.exp(some - top).sum(axis=(-2, -1))) + top[..., 0, 0])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            peak = np.where(self.info > 0, self.score / self.info, 0.0)
-        at = np.stack([np.minimum(peak, bound), np.maximum(peak, bound)])
-        value = self.base + self.score * at - 0.5 * self.info * at**2
-        value[0] += self.grid.log_null
-        value[1] += self.grid.log_null_beyond
-        low, high = _logsumexp(value)
-        return (
-            mixed[0] - low - _AVERAGED_WORSE * self._drifts,
-            mixed[1] - high - _AVERAGED_WITHIN * self._drifts,
-        )
-
-    def log_e_below_wide(self, bound: float) -> Array:
-        """Log e-value against "the shift is at least ``bound``" (< 0), for changes of any size."""
-        return self._log_mixture(bound - _EFFECTS_WORSE, _EFFECT_WEIGHTS) - self._log_null(
-            bound, np.inf, self.grid.log_null
-        )
-
-    def log_e_below(self, bound: float) -> Array:
-        """Log e-value against "the shift is at least ``bound``" (> 0), strongest for no shift."""
-        value = self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._log_null(
-            bound, np.inf, self.grid.log_null_beyond
-        )
-        return value - _AVERAGED_WITHIN * self._drifts
-
-    def log_e_above_near(self, bound: float) -> Array:
-        """Log e-value against "the shift is at most ``bound``" (< 0), strongest for no shift."""
-        value = self._log_mixture(bound - bound * _NEAR, _NEAR_WEIGHTS) - self._log_null(
-            -np.inf, bound, self.grid.log_null_beyond
-        )
-        return value - _AVERAGED_WITHIN * self._drifts
-
-    def part(self, index: int) -> ShiftEvidence:
-        """One of several observations' evidence, that goes on with theirs: to be read, not to be updated."""
-        out = ShiftEvidence.__new__(ShiftEvidence)
-        out.grid, out._drifts = self.grid, self._drifts
-        out.base, out.score, out.info = (x[index] for x in (self.base, self.score, self.info))
-        return out
-
-    @classmethod
-    def together(cls, several: Sequence[ShiftEvidence]) -> ShiftEvidence:
-        """Those of one observation each, with grids of one size, as one: to be described, not to be updated."""
-        grids = [one.grid for one in several]
-        grid = NuisanceGrid(
-            *(np.stack([getattr(g, field.name) for g in grids]) for field in fields(NuisanceGrid))
-        )
-        out = cls.__new__(cls)
-        out.grid, out._drifts = grid, bool(grid.drift_var.any())
-        out.base, out.score, out.info = (
-            np.stack([getattr(one, name) for one in several]) for name in ("base", "score", "info")
-        )
+    def part(self, rows: NDArray[np.int64], grid: NuisanceGrid) -> ShiftEvidence:
+        """Some rows of the evidence from observations with a grid each: to be described, not to be updated."""
+        out = copy(self)
+        out.grid = grid
+        out.base, out.score, out.info = (x[rows] for x in (self.base, self.score, self.info))
         return out
 
     def estimate(self) -> Array:
@@ -338,22 +353,24 @@ class ShiftEvidence:
     def interval(self, log_threshold: float) -> tuple[Array, Array]:
         """Time-uniform confidence interval: the shifts whose log e-value is below the threshold
         (found on a grid, outwards)."""
-        floor = self._log_mixture(_EFFECTS_EITHER, _EVEN) - log_threshold
+        floor = self._log_mixture(_EITHER_POWERS, _EITHER_LOG_WEIGHTS) - log_threshold
         peak, height = self._peaks()
         # outside of every nuisance's own range, with room for all of them adding up, nothing is in
         with np.errstate(invalid="ignore", divide="ignore"):
-            room = height - floor[..., None] + math.log(self.base.shape[-1])
-            half = np.sqrt(np.where(room > 0, 2.0 * room / self.info, np.nan))
+            room = height - floor[..., None] + np.log(self.grid.explanations)[..., None]
+            half = np.sqrt(2.0 * room / self.info)
         blank = ~(self.info > 0).any(axis=-1)
-        low = np.where(np.isnan(half), np.inf, peak - half).min(axis=-1)
-        high = np.where(np.isnan(half), -np.inf, peak + half).max(axis=-1)
+        low = np.where(room > 0, peak - half, np.inf).min(axis=-1)
+        high = np.where(room > 0, peak + half, -np.inf).max(axis=-1)
         low, high = np.where(blank, -1.0, low), np.where(blank, 1.0, high)
         at = low[..., None] + (high - low)[..., None] * _LINE
-        lines = np.stack([np.ones_like(at), at, -0.5 * at**2], axis=-1)
-        parts = np.stack([self.base + self.grid.log_null, self.score, self.info], axis=-2)
-        inside = _logsumexp(lines @ parts) > floor[..., None]
+        parts = np.stack(
+            [self.base + self.grid.log_null - floor[..., None], self.score, self.info], axis=-2
+        )
+        value = _powers(at) @ parts
+        with np.errstate(over="ignore"):  # it may be as far above the threshold as it likes
+            inside = exp(value).sum(axis=-1) > 1.0
         first = np.maximum(inside.argmax(axis=-1) - 1, 0)
         last = np.minimum(_FINE - inside[..., ::-1].argmax(axis=-1), _FINE - 1)
-        lo = np.take_along_axis(at, first[..., None], axis=-1)[..., 0]
-        hi = np.take_along_axis(at, last[..., None], axis=-1)[..., 0]
+        lo, hi = (low + (high - low) * _LINE[end] for end in (first, last))
         return np.where(blank, -np.inf, lo), np.where(blank, np.inf, hi)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lockgate.domain.judge.config import JudgeConfig, MetricConfig
 from lockgate.domain.judge.increments import Increments, matches
-from lockgate.domain.judge.proportion import Counts, dispersion_of_spells
 from lockgate.domain.judge.shares import ShareDifference
+from lockgate.domain.judge.spread import SpellHistory
 from lockgate.domain.trace import TRACKS, Scrape, Track
 
 Array = NDArray[np.float64]
@@ -55,11 +55,13 @@ class TailShare(ShareDifference):
         super().__init__(name, metric, config)
         self._histogram: str | None = None
         self._bounds: tuple[float, ...] = ()
-        self._block: dict[Track, tuple[float, Array]] = {}
+        self._history = SpellHistory()
+        self._seconds = np.zeros(2)
+        self._counts = np.zeros((2, 0))
+        """The open block's requests in each bucket, and how long they took together: both tracks."""
         self._past = np.zeros(2), np.zeros(2)
         self._above = np.zeros((2, 0))
         self._bound: float | None = None
-        self._spread_at: tuple[int, float] = (-1, 1.0)
 
     def _has_source(self, scrape: Scrape) -> bool:
         if self._histogram is None:
@@ -75,7 +77,8 @@ class TailShare(ShareDifference):
         return any(h.le == self._bounds for h in found)
 
     def _empty_block(self) -> None:
-        self._block = {t: (0.0, np.zeros(len(self._bounds))) for t in TRACKS}
+        self._seconds = np.zeros(2)
+        self._counts = np.zeros((2, len(self._bounds)))
 
     def take(self, track: Track, increments: Increments) -> None:
         if self._histogram is None:
@@ -83,9 +86,9 @@ class TailShare(ShareDifference):
         for name, buckets in increments.buckets.items():
             # other bounds tell of other requests: they cannot be compared
             if matches(self._histogram, name) and buckets.le == self._bounds:
-                seconds, counts = self._block[track]
-                total = increments.histograms[name].total
-                self._block[track] = seconds + total, counts + buckets.counts
+                at = TRACKS.index(track)
+                self._seconds[at] += increments.histograms[name].total
+                self._counts[at] += buckets.counts
 
     def close(self, end: float) -> None:
         if not self._bounds:
@@ -93,31 +96,24 @@ class TailShare(ShareDifference):
         counts, totals = self._past
         finite = np.array(self._bounds[:-1])
         at = int(bound_index(finite, counts, totals, self._above[:, :-1])) if finite.size else -1
+        below = self._counts.cumsum(axis=-1)
+        block, above = below[:, -1], below[:, -1:] - below
         if at >= 0:
             self._bound = self._bounds[at]
-        for i, track in enumerate(TRACKS):
-            seconds, block = self._block[track]
-            above = block.sum() - block.cumsum()
-            if at >= 0:
-                self._open[track][0] += float(above[at])
-                self._open[track][1] += float(block.sum())
-            counts[i] += block.sum()
-            totals[i] += seconds
-            self._above[i] += above
+            for track, slow, requests in zip(TRACKS, above[:, at], block, strict=True):
+                self._open[track][0] += float(slow)
+                self._open[track][1] += float(requests)
+        counts += block
+        totals += self._seconds
+        self._above += above
         self._empty_block()
         super().close(end)
 
     def discard(self) -> None:
         self._empty_block()
 
-    def _counted(self, block: Counts) -> float:
-        return float(counted(np.array(block.canary_events), np.array(block.canary_trials)))
-
-    def _spread(self) -> float:
-        if self._spread_at[0] != self._blocks:
-            spread = dispersion_of_spells(self._history.events, self._history.trials)
-            self._spread_at = self._blocks, float(spread.max())
-        return self._spread_at[1]
+    def _counted(self, events: float, trials: float) -> float:
+        return float(counted(np.array(events), np.array(trials)))
 
     def _what(self) -> str:
         if self._bound is None or math.isinf(self._bound):

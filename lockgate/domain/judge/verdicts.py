@@ -15,10 +15,10 @@ from lockgate.domain.judge.config import (
     MetricKind,
     PassRule,
 )
-from lockgate.domain.judge.evaluators import Evaluator, RatioOfMeans, describe_ratios
+from lockgate.domain.judge.evaluators import Evaluator
 from lockgate.domain.judge.health import HealthWatch
 from lockgate.domain.judge.load import Load, load_of
-from lockgate.domain.judge.proportion import difference_intervals
+from lockgate.domain.judge.panel import Panel
 from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
 from lockgate.domain.trace import TRACKS, Track
 
@@ -37,7 +37,7 @@ class Standing:
     now: float
     start: float
     blocks: int
-    evaluators: Mapping[str, Evaluator]
+    panel: Panel
     alpha: Mapping[str, float]
     health: HealthWatch
     finished: Mapping[Track, float]
@@ -46,6 +46,10 @@ class Standing:
     """Seconds that engine instances were up, summed over instances, over the same stretches."""
     failed: tuple[str, ...] = ()
     """Metrics that were found worse, alone or together."""
+
+    @property
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        return self.panel.evaluators
 
     @property
     def elapsed(self) -> float:
@@ -163,13 +167,13 @@ def _fails_whole(standing: Standing, metric: MetricVerdict) -> bool:
 def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricVerdict]:
     """Each metric's verdict. `display` false leaves out estimates and intervals (cheaper)."""
     if display:
-        _describe_together(standing.evaluators.values())
+        standing.panel.describe()
     out: list[MetricVerdict] = []
     for name, metric in standing.config.metrics.items():
         if metric.kind is MetricKind.CRASH:
             out.append(_crashes(standing, name))
         elif name in standing.evaluators:
-            out.append(_judged(standing, standing.evaluators[name], display=display))
+            out.append(_judged(standing, standing.evaluators[name]))
         elif display:
             why = (
                 "not judged in this step: latencies are not compared at unequal load"
@@ -178,13 +182,6 @@ def metric_verdicts(standing: Standing, *, display: bool = True) -> list[MetricV
             )
             out.append(_blank(name, metric, why))
     return out
-
-
-def _describe_together(evaluators: Iterable[Evaluator]) -> None:
-    """Make the intervals of all metrics at once, which costs much less than one after the other."""
-    describe_ratios(e for e in evaluators if isinstance(e, RatioOfMeans))
-    wanted = [asked for e in evaluators if (asked := e.wanted_interval()) is not None]
-    difference_intervals(wanted)
 
 
 def _blank(name: str, metric: MetricConfig, reason: str) -> MetricVerdict:
@@ -246,9 +243,8 @@ def _stale(standing: Standing, evaluator: Evaluator) -> str | None:
     return f"samples that were there are missing: {', '.join(lost)}" if lost else None
 
 
-def _judged(standing: Standing, evaluator: Evaluator, *, display: bool) -> MetricVerdict:
-    metric, config = evaluator.metric, standing.config
-    evidence = evaluator.describe() if display else evaluator.evidence
+def _judged(standing: Standing, evaluator: Evaluator) -> MetricVerdict:
+    metric, config, evidence = evaluator.metric, standing.config, evaluator.evidence
     alpha = standing.alpha.get(evaluator.name)
     if metric.criticality is Criticality.ADVISORY:
         alpha = config.alpha

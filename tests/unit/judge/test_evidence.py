@@ -9,11 +9,12 @@ from benchmarks.judge_calibration import NULLS
 from benchmarks.judge_families import BOUNDS, FAMILIES, Change, Setting, simulate
 from benchmarks.judge_oracle import share_seconds
 from benchmarks.judge_peers import kayenta
-from benchmarks.judge_vectorised import Blocks, judge_all, means, outcome, tail
-from lockgate.domain.judge import Judge, JudgeConfig
-from lockgate.domain.judge.bets import ShareEvidence, bets_within, bets_worse
+from benchmarks.judge_vectorised import Blocks, dispersion, judge_all, means, outcome, tail
+from lockgate.domain.judge import Judge, JudgeConfig, shift
+from lockgate.domain.judge.bets import BetsTogether, ShareEvidence, bets_within, bets_worse
 from lockgate.domain.judge.proportion import Counts, difference_interval
-from lockgate.domain.judge.shift import ShiftEvidence, nuisance_grid
+from lockgate.domain.judge.shift import Claim, NuisanceGrid, ShiftEvidence, nuisance_grid
+from lockgate.domain.judge.spread import Spread
 from lockgate.domain.trace import TRACKS, Histogram, Scrape
 
 SHORT = Setting(rate=2.0, seconds=120.0, block=1.0)
@@ -119,8 +120,8 @@ def test_a_shift_within_the_declared_drift_convicts_only_replicas_declared_stead
     for _ in range(6):
         for evidence in (drifting, steady):
             evidence.update(0.45, 0.02, 5.0)
-    assert float(steady.log_e_above(np.log(1.1))) > 5
-    assert float(drifting.log_e_above(np.log(1.1))) < 2.5
+    assert float(steady.log_e(shift.worse(np.log(1.1)))) > 5
+    assert float(drifting.log_e(shift.worse(np.log(1.1)))) < 2.5
 
 
 def test_the_interval_holds_the_truth_and_closes_in_on_it() -> None:
@@ -134,6 +135,48 @@ def test_the_interval_holds_the_truth_and_closes_in_on_it() -> None:
         widths.append(float(np.mean(high - low)))
     assert missed.mean() <= 0.05
     assert widths[-1] < widths[2] / 2 and widths[-1] < 0.3
+
+
+def test_what_is_known_of_several_latencies_together_is_what_is_known_of_each_alone() -> None:
+    grids = nuisance_grid(0.2, 60.0), nuisance_grid(0.0, 60.0), nuisance_grid(0.1, 30.0, fine=True)
+    claims = shift.worse(0.1), shift.not_better(-0.14), shift.not_worse(0.1)
+    alone = [ShiftEvidence(grid) for grid in grids]
+    together, rng = ShiftEvidence(NuisanceGrid.together(grids), (3,)), np.random.default_rng(7)
+    for _ in range(12):
+        observed = rng.normal(0.1, 0.2, 3)
+        together.update(observed, np.full(3, 0.02), np.full(3, 5.0))
+        for evidence, value in zip(alone, observed, strict=True):
+            evidence.update(value, 0.02, 5.0)
+    each = [float(e.log_e(claim)) for e, claim in zip(alone, claims, strict=True)]
+    assert together.log_e(Claim.together(claims)) == pytest.approx(each)
+    ends = [tuple(map(float, evidence.interval(np.log(20)))) for evidence in alone]
+    assert np.stack(together.interval(np.log(20)), axis=1) == pytest.approx(np.array(ends))
+
+
+def test_bets_on_several_shares_together_win_what_each_wins_alone() -> None:
+    kinds = bets_worse(0.005, True), bets_within(0.05, False), bets_within(0.005, True)
+    alone = [ShareEvidence(kind) for kind in kinds]
+    together, rng = ShareEvidence(BetsTogether(kinds), (3,)), np.random.default_rng(9)
+    for _ in range(12):
+        nb, nc = rng.poisson(6, (2, 3))  # now and then a track has none
+        kb, kc = rng.binomial(nb, 0.1), rng.binomial(nc, 0.2)
+        together.update(kb, nb, kc, nc)
+        for evidence, block in zip(alone, zip(kb, nb, kc, nc, strict=True), strict=True):
+            evidence.update(*block)
+    paid = np.array([1.0, 1.7, 2.5])
+    each = [float(e.log_e(one)) for e, one in zip(alone, paid, strict=True)]
+    assert together.log_e(paid) == pytest.approx(each)
+
+
+def test_the_dispersion_kept_up_block_by_block_is_that_of_all_blocks() -> None:
+    rng = np.random.default_rng(10)
+    trials = rng.poisson(3, 80)
+    events = rng.binomial(trials, np.where(np.arange(80) % 20 < 10, 0.1, 0.6))
+    spread = Spread()
+    for i, block in enumerate(zip(events.tolist(), trials.tolist(), strict=True), start=1):
+        spread.add(*block)
+        assert spread.dispersion == pytest.approx(float(dispersion(events[:i], trials[:i])))
+    assert spread.dispersion > 1.3
 
 
 def test_shares_at_the_margin_are_neither_failed_nor_passed_beyond_their_rates_although_they_vary() -> (
