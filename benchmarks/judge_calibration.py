@@ -25,6 +25,7 @@ from scipy.stats import beta
 from benchmarks import judge_oracle
 from benchmarks.judge_bands import missed
 from benchmarks.judge_families import (
+    CALM,
     FAMILIES,
     ITL_SIGMA,
     TOKENS,
@@ -255,8 +256,8 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
     """(place in the data, function, arguments) of everything that is still to be computed."""
     edge = "tail at the margin"
     for part, setting, traces, tails, families in (
-        ("false", SETTING, given.traces, given.tail_traces, given.families),
-        ("long", LONG, given.long, given.long_tail_traces, given.long_families),
+        ("false", SETTING, given.traces, given.tail_traces, [*given.families, CALM]),
+        ("long", LONG, given.long, given.long_tail_traces, [*given.long_families, CALM]),
     ):
         for chunk in range(-(-max(traces, tails) // CHUNK)):
             for family in families:
@@ -266,6 +267,9 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
                     if part in given.parts and chunk not in done and wanted:
                         yield (part, family, null, chunk), false_rates, (
                             family, null, setting, chunk)  # fmt: skip
+    for family in [*given.families, CALM]:
+        if "passing" in given.parts and family not in data.get("passing", {}):
+            yield ("passing", family), passing, (family, given.lasting_traces)
     for family in given.families:
         for part, setting, names, traces in (
             ("power", SETTING, SHIFTS, given.power_traces),
@@ -279,8 +283,6 @@ def _work(given: argparse.Namespace, data: dict[str, Any]) -> Iterator[tuple[Any
             if "bands" in given.parts and name not in data.get("bands", {}).get(family, {}):
                 arguments = family, setting, given.bands_traces
                 yield ("bands", family, name), bands, arguments
-        if "passing" in given.parts and family not in data.get("passing", {}):
-            yield ("passing", family), passing, (family, given.lasting_traces)
         if "oracle" in given.parts and family not in data.get("oracle", {}):
             yield ("oracle", family), oracle, (family, given.oracle_traces)
     rate = _measured(data)

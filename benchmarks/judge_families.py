@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 FAMILIES = ("iid", "ar1", "mmpp", "mgk", "batch")
+CALM = "calm"
+"""As `ar1`, and half as much: replicas calmer than declared let a canary pass soonest. For the false passes."""
+
+WANDER = {"ar1": 0.2, CALM: 0.1}
+"""How far each track's log latency wanders of its own (standard deviation)."""
 
 TTFT, TTFT_SIGMA = 0.15, 0.6
 ITL, ITL_SIGMA = 0.045, 0.25
@@ -143,14 +148,14 @@ def _above_bounds(values: Array, n: Array) -> Array:
     return out
 
 
-def _drift(rng: np.random.Generator, shape: tuple[int, int], block: float) -> Array:
-    """AR(1) log factors of one track: sd 0.2, correlation time 30 to 60 s (drawn a trace)."""
+def _drift(rng: np.random.Generator, shape: tuple[int, int], block: float, sd: float) -> Array:
+    """AR(1) log factors of one track: correlation time 30 to 60 s (drawn a trace)."""
     time = rng.uniform(30.0, 60.0, shape[0])
     keep = np.exp(-block / time)
     out = np.empty(shape)
-    state = rng.normal(0.0, 0.2, shape[0])
+    state = rng.normal(0.0, sd, shape[0])
     for i in range(shape[1]):
-        state = state * keep + rng.normal(0.0, 0.2, shape[0]) * np.sqrt(1.0 - keep**2)
+        state = state * keep + rng.normal(0.0, sd, shape[0]) * np.sqrt(1.0 - keep**2)
         out[:, i] = state
     return out
 
@@ -310,9 +315,8 @@ def simulate(
             itl = _token_latency(rng, ttft.count * TOKENS, factor, 8.0, token_tail)
         else:
             requests = rng.poisson(setting.rate * setting.block, shape).astype(float)
-            wander = (
-                np.exp(_drift(rng, shape, setting.block)) if family == "ar1" else np.ones(shape)
-            )
+            sd = WANDER.get(family)
+            wander = np.exp(_drift(rng, shape, setting.block, sd)) if sd else np.ones(shape)
             slow_ones = change_here.tail, change_here.tail_times
             values = _log_normal(rng, requests, TTFT_SIGMA, *slow_ones) * np.repeat(
                 (TTFT * factor * wander).ravel(), requests.astype(np.int64).ravel()

@@ -19,6 +19,7 @@ from pydantic import (
 from lockgate.domain.base import Frozen
 from lockgate.domain.cost import Demand, Price
 from lockgate.domain.images import ImageRef
+from lockgate.domain.judge.config import LARGEST_SHARE_MARGIN
 from lockgate.domain.load import BenchmarkProfile as BenchmarkProfile
 from lockgate.domain.load import ServiceLevel
 from lockgate.domain.serving_spec import Hardware as Hardware
@@ -136,17 +137,20 @@ class BenchmarkSpec(Frozen):
         return self.margins.get(metric, self.margin)
 
 
+ShareMargin = Annotated[float, Field(gt=0, le=LARGEST_SHARE_MARGIN)]
+
+
 class JudgeMargins(Frozen):
     """What counts as worse. Latencies and length relative, the others in absolute share (0.005 is half a point)."""
 
     latency: Annotated[float, Field(gt=0)] = 0.10
     """Time to first token, inter-token, queue, end to end per output token."""
-    tail: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    tail: ShareMargin = 0.005
     """Requests whose first token takes a few times as long as usual."""
-    errors: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    errors: ShareMargin = 0.005
     output_length: Annotated[float, Field(gt=0)] = 0.15
-    finish_reasons: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    probes: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    finish_reasons: ShareMargin = 0.05
+    probes: ShareMargin = 0.05
     """Share of wrong answers to the quality probe, where the spec has one."""
 
 
@@ -154,11 +158,11 @@ class StepMargins(Frozen):
     """What differs from the release's margins in one step; what is not given is the release's."""
 
     latency: Annotated[float, Field(gt=0)] | None = None
-    tail: Annotated[float, Field(gt=0, lt=1)] | None = None
-    errors: Annotated[float, Field(gt=0, lt=1)] | None = None
+    tail: ShareMargin | None = None
+    errors: ShareMargin | None = None
     output_length: Annotated[float, Field(gt=0)] | None = None
-    finish_reasons: Annotated[float, Field(gt=0, lt=1)] | None = None
-    probes: Annotated[float, Field(gt=0, lt=1)] | None = None
+    finish_reasons: ShareMargin | None = None
+    probes: ShareMargin | None = None
 
     def on(self, release: JudgeMargins) -> JudgeMargins:
         """The margins that count in the step."""

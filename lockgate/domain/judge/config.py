@@ -34,6 +34,9 @@ class MetricKind(StrEnum):
     """Restarts, dead or stalled instances of the canary."""
 
 
+LARGEST_SHARE_MARGIN = 0.9
+"""Beyond it there is hardly a share left that would be worse."""
+
 TIMED = (MetricKind.LATENCY, MetricKind.TAIL)
 """What depends on the load that a replica carries."""
 
@@ -288,11 +291,18 @@ class JudgeConfig(Frozen):
             if metric.kind in needs and not needs[metric.kind]:
                 raise ValueError(f"metric {name}: kind {metric.kind} names no samples")
             share = metric.kind in (MetricKind.RATIO, MetricKind.MIX, MetricKind.TAIL)
-            if share and metric.margin >= 1:
+            if share and metric.margin > LARGEST_SHARE_MARGIN:
                 raise ValueError(
-                    f"metric {name}: no share can be beyond a margin of {metric.margin}"
+                    f"metric {name}: hardly a share can be beyond a margin of {metric.margin}: "
+                    "make it advisory, and nothing is decided by it"
                 )
             judged = metric.kind not in (MetricKind.CRASH, MetricKind.SPLIT)
             if judged and metric.margin == 0 and metric.criticality is Criticality.REQUIRED:
                 raise ValueError(f"metric {name}: nothing can be shown to be within a margin of 0")
+            latency = metric.kind in TIMED and metric.criticality is Criticality.REQUIRED
+            if latency and not self.judge_latency and self.pass_rule is PassRule.NONINFERIOR:
+                raise ValueError(
+                    f"metric {name} is required and would not be judged: `judge_latency: false` needs "
+                    "`pass_rule: no_harm`, or latencies that are not required"
+                )
         return self

@@ -21,12 +21,14 @@ from lockgate.domain.trace import TRACKS, Scrape, Track
 
 @dataclass
 class Evidence:
-    """What one metric shows at this moment. Logs of e-values, running maxima but for one."""
+    """What one metric shows at this moment. Logs of e-values, running maxima where nothing else is said."""
 
     log_worse: float = 0.0
     log_worse_now: float = 0.0
     """Not the maximum but the present value: it is added up over the metrics."""
     log_within: float = 0.0
+    log_within_now: float = 0.0
+    """Nor this: a canary that was good and no longer is must not pass on what it was."""
     estimate: float | None = None
     interval: tuple[float | None, float | None] | None = None
     n_baseline: float = 0.0
@@ -93,6 +95,7 @@ class Evaluator(ABC):
         self.evidence.log_worse_now = worse
         self.evidence.log_worse = max(self.evidence.log_worse, worse)
         self.evidence.log_within = max(self.evidence.log_within, within)
+        self.evidence.log_within_now = within
 
 
 def log_mean_exp(values: Sequence[float]) -> float:

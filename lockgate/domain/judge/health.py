@@ -114,6 +114,8 @@ class HealthWatch:
             self._add(scrape, f"the gateway had no live server of the {track} for {gone:.0f} s")
 
     def _down(self, scrape: Scrape, life: _Life) -> None:
+        if life.last_up is not None and not life.engine:
+            return  # a gateway that is down is no crash of the version behind it; its silence is an outage
         if life.down_since is None:
             life.down_since = scrape.time
         gone = scrape.time - life.down_since
@@ -146,6 +148,13 @@ class HealthWatch:
     def of(self, track: Track, since: float) -> list[Incident]:
         """Incidents of a track from a time on."""
         return [i for i in self.incidents if i.track == track and i.time >= since]
+
+    def going_down(self, track: Track) -> int:
+        """Instances that were last seen down, and not yet for so long that it counts."""
+        return sum(
+            life.track == track and life.down_since is not None and not life.counted_down
+            for life in self._lives.values()
+        )
 
     def all_down(self, track: Track) -> bool:
         """Whether engines of the track are known, and every one of them was last seen down."""

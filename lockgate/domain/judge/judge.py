@@ -149,7 +149,8 @@ class Judge:
             elif (
                 waited := self._waited(end)
             ) >= self.config.block_s and waited >= self._patience():
-                self._closed += 1
+                # A gap is one block, however long: the next record is the first that any later one could have ended by.
+                self._closed = max(self._closed + 1, self._ends.ended(self._moments[0] - begin))
             else:
                 return
             self._close(begin + self._ends.end(self._closed))

@@ -75,12 +75,24 @@ class RatioOfMeans(Evaluator):
         self._described_at = 0
 
     def _has_source(self, scrape: Scrape) -> bool:
-        if self.histogram is None:
+        if self._blocks == 0 and self.histogram != self.metric.histogram[0]:
             present = {m.partition("{")[0] for m in scrape.histograms}
-            self.histogram = next((h for h in self.metric.histogram if h in present), None)
+            found = next((h for h in self._preferred() if h in present), None)
+            if found is not None:
+                self.histogram = found
+                self._begin_anew()
         return self.histogram is not None and any(
             matches(self.histogram, name) for name in scrape.histograms
         )
+
+    def _preferred(self) -> tuple[str, ...]:
+        """Histograms that may still take the place of what was found: the better ones, where they come before the first block."""
+        names = self.metric.histogram
+        return names if self.histogram is None else names[: names.index(self.histogram)]
+
+    def _begin_anew(self) -> None:
+        self.last_seen.clear()
+        self.discard()
 
     def take(self, track: Track, increments: Increments) -> None:
         if self.histogram is None:

@@ -73,9 +73,14 @@ class ShareDifference(Share):
 
     def _has_source(self, scrape: Scrape) -> bool:
         for index, selectors in enumerate(self.metric.trials):
-            if self._source not in (None, index):
+            known = self._source
+            # A better source takes the place of one that was found before it, until the first block.
+            if known not in (None, index) and (self._blocks or index > known):
                 continue
             if any(matches(s, name) for s in selectors for name in scrape.counters):
+                if known not in (None, index):
+                    self.last_seen.clear()
+                    self._reopen()
                 self._source = index
                 return True
         return False

@@ -26,6 +26,10 @@ _MISSED_LOOKS = 4
 that was replaced is never scraped again."""
 
 
+_ANY_PROCESS = ("process_", "python_", "http_")
+"""Samples that tell of no kind: an engine whose own are no numbers for once still has them."""
+
+
 @dataclass
 class _Source:
     lane: Lane
@@ -46,7 +50,11 @@ class _Queue:
 
 def lane_of(scrape: Scrape) -> Lane | None:
     """What kind of instance this is; None where no sample tells."""
-    samples = (*scrape.counters, *scrape.histograms, *scrape.gauges)
+    samples = [
+        name
+        for name in (*scrape.counters, *scrape.histograms, *scrape.gauges)
+        if not name.startswith(_ANY_PROCESS)
+    ]
     if any(name.startswith("vllm:") for name in samples):
         return "engine"
     if samples and not scrape.scraped:

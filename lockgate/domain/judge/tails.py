@@ -64,17 +64,22 @@ class TailShare(ShareDifference):
         self._bound: float | None = None
 
     def _has_source(self, scrape: Scrape) -> bool:
-        if self._histogram is None:
+        if self._blocks == 0 and self._histogram != self.metric.histogram[0]:
             present = {m.partition("{")[0] for m in scrape.histograms}
-            self._histogram = next((h for h in self.metric.histogram if h in present), None)
+            names = self.metric.histogram
+            better = names if self._histogram is None else names[: names.index(self._histogram)]
+            found = next((h for h in better if h in present), None)
+            if found is not None:
+                self._histogram, self._bounds = found, ()
+                self.last_seen.clear()
         if self._histogram is None:
             return False
-        found = [h for name, h in scrape.histograms.items() if matches(self._histogram, name)]
-        if found and not self._bounds:
-            self._bounds = found[0].le
+        shown = [h for name, h in scrape.histograms.items() if matches(self._histogram, name)]
+        if shown and not self._bounds:
+            self._bounds = shown[0].le
             self._above = np.zeros((2, len(self._bounds)))
             self._empty_block()
-        return any(h.le == self._bounds for h in found)
+        return any(h.le == self._bounds for h in shown)
 
     def _empty_block(self) -> None:
         self._seconds = np.zeros(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from lockgate.domain.judge.config import (
     PassRule,
 )
 from lockgate.domain.judge.evaluators import Evaluator
-from lockgate.domain.judge.health import HealthWatch
+from lockgate.domain.judge.health import HealthWatch, Incident
 from lockgate.domain.judge.load import Load, load_of
 from lockgate.domain.judge.panel import Panel
 from lockgate.domain.judge.report import JudgeReport, MetricVerdict, Verdict
@@ -137,7 +137,7 @@ def _may_pass(standing: Standing) -> bool:
     if standing.elapsed < config.hold_s or standing.canary_requests < config.minimum_requests:
         return False
     return config.pass_rule is PassRule.NO_HARM or all(
-        e.evidence.log_within >= -math.log(config.beta)
+        e.evidence.log_within_now >= -math.log(config.beta)
         for e in standing.evaluators.values()
         if e.metric.criticality is Criticality.REQUIRED
     )
@@ -198,7 +198,9 @@ def _crashes(standing: Standing, name: str) -> MetricVerdict:
     metric = standing.config.metrics[name]
     found = {t: standing.health.of(t, standing.start) for t in TRACKS}
     n_canary, n_baseline = len(found["canary"]), len(found["baseline"])
-    if n_canary > n_baseline:
+    # A baseline that goes down at the same moment may be told of a line later: what takes both is nobody's.
+    n_baseline += standing.health.going_down("baseline")
+    if n_canary > n_baseline or _dead(standing, found["canary"]):
         verdict, reason = Verdict.FAIL, "; ".join(i.what for i in found["canary"])
     elif n_canary:
         verdict = Verdict.INSUFFICIENT_DATA
@@ -217,6 +219,14 @@ def _crashes(standing: Standing, name: str) -> MetricVerdict:
         criticality=metric.criticality.value,
         reason=reason,
     )
+
+
+def _dead(standing: Standing, incidents: Sequence[Incident]) -> bool:
+    """Whether the canary alone has been down for long, whatever happened to the baseline before."""
+    health = standing.health
+    if not incidents or not health.all_down("canary") or health.all_down("baseline"):
+        return False
+    return standing.now - incidents[-1].time > standing.config.stall_after_s
 
 
 def _percent(metric: MetricConfig, value: float | None) -> str:
@@ -251,7 +261,7 @@ def _judged(standing: Standing, evaluator: Evaluator) -> MetricVerdict:
     threshold = None if alpha is None else 1.0 / alpha
     alone = threshold is not None and evidence.log_worse >= math.log(threshold)
     worse = alone or evaluator.name in standing.failed
-    within = evidence.log_within >= -math.log(config.beta)
+    within = evidence.log_within_now >= -math.log(config.beta)
     enough = min(evidence.n_baseline, evidence.n_canary) >= metric.minimum_samples
     change = _percent(metric, evidence.estimate) + _range(metric, evidence.interval)
     if evidence.detail:
@@ -286,6 +296,8 @@ def _judged(standing: Standing, evaluator: Evaluator) -> MetricVerdict:
     elif within and enough:
         verdict = Verdict.PASS
         reason = f"within the margin of {margin}: {change}"
+    elif len(evaluator.last_seen) < len(TRACKS):
+        reason = f"only the {next(iter(evaluator.last_seen))} has such samples"
     elif not enough:
         reason = (
             f"too few samples: {evidence.n_baseline:.0f} baseline, {evidence.n_canary:.0f} canary, "

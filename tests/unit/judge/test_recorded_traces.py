@@ -25,11 +25,12 @@ def judged(lines: list[str]) -> JudgeReport:
     return judge_lines(lines, config(settle_s=4.0, hold_s=45.0))
 
 
-def test_a_real_canary_that_is_the_same_is_not_failed_and_mostly_shown_to_be_so() -> None:
+def test_a_real_canary_that_is_the_same_is_not_failed_and_its_answers_are_shown_to_be_so() -> None:
     report = judged(recorded("same"))
     assert report.verdict is not Verdict.FAIL
-    for name in ("itl", "e2e_per_token", "output_length"):
-        assert metric(report, name).verdict is Verdict.PASS, name
+    assert metric(report, "output_length").verdict is Verdict.PASS
+    for name in ("itl", "e2e_per_token"):
+        assert metric(report, name).evidence_within > 3, name
 
 
 def test_a_real_canary_that_queues_its_requests_fails_within_a_quarter_of_a_minute() -> None:
@@ -51,7 +52,8 @@ def test_a_real_canary_whose_chat_template_is_broken_fails_by_the_ends_of_its_an
     assert [m.name for m in report.metrics if m.verdict is Verdict.FAIL] == ["finish_reasons"]
     *_, to_the_end = follow(lines, JudgeConfig(step_start=0.0, canary_weight=0.5))
     for name in ("ttft", "itl", "e2e_per_token"):
-        assert metric(to_the_end, name).verdict is Verdict.PASS, name
+        found = metric(to_the_end, name)
+        assert found.verdict is not Verdict.FAIL and abs(found.estimate) < 0.1, name
 
 
 @pytest.mark.parametrize("gap", [(10.0, 30.0), (5.0, 40.0)])
