@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from lockgate.cli.prefect_server import ensure_server
+from lockgate.cli.reconciler import stop_reconciler
 from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout import DenialLifted
 from lockgate.settings import Settings
@@ -250,6 +251,7 @@ FAULTS: dict[str, Callable[[Site], None]] = {
 IN_ROLLBACK = (
     "agent killed",
     "gateway killed",
+    "canary server killed",
     "stable server killed",
     "Git remote away 30 s",
     "Git remote refuses 30 s",
@@ -257,7 +259,7 @@ IN_ROLLBACK = (
     "image store away 30 s",
     "flow killed",
 )
-"""The canary is of no use any more then, and nothing is judged."""
+"""Nothing is judged any more then."""
 
 
 def write_specs(site: Site) -> list[Path]:
@@ -364,7 +366,9 @@ def main() -> None:
     scratch.mkdir(exist_ok=True)
     site = Site(workspace, scratch)
     site.control.unlink(missing_ok=True)
-    site.run("up")
+    # Without the reconciler that `up` starts: were it first to drive the release, nothing would stand between it and the metrics.
+    stop_reconciler(Settings())
+    site.run("up", "--no-server")
     ensure_server(Settings())
     deadline = time.monotonic() + BEGIN_SECONDS
     while not site.stable_ready() and time.monotonic() < deadline:
