@@ -40,7 +40,7 @@ def unproved(scene: Scene, look: Look) -> str | None:
         return "the candidate is not ready in full size"
     stable = scene.state.occupant(scene.state.stable) if scene.state.stable is not None else None
     if stable is not None:
-        if not scene.displaced and scene.fallback_fit() is not True:
+        if not scene.displaced and scene.fallback_fit(for_raise=True) is not True:
             return (
                 "the stable slot, to which a rollback would return, is not seen ready in full size"
             )

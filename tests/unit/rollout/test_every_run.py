@@ -126,10 +126,12 @@ def readiness(draw: st.DrawFn, names: tuple[str, ...]) -> SlotReadiness | None:
     if draw(st.integers(0, 9)) == 0:
         return None
     ready = draw(st.integers(0, 5)) > 0
+    sized = ready and draw(st.integers(0, 7)) > 0
     return SlotReadiness(
         candidate=candidate(draw(st.sampled_from(names))).digest,
         ready=ready,
-        sized=ready and draw(st.integers(0, 7)) > 0,
+        sized=sized,
+        enough=draw(st.sampled_from([None, sized, ready])),
         restarts=draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3])),
         unready_seconds=0 if ready else draw(st.sampled_from([1.0, 60.0, 121.0, 900.0])),
         refusal=draw(st.sampled_from([None, None, None, None, None, "unsigned"])),
@@ -447,7 +449,12 @@ class EveryRun(RuleBasedStateMachine):
             seen = observation.a if grows is Slot.A else observation.b  # type: ignore[union-attr]
             blind = isinstance(observation, AbortRequested) or observation.blind_seconds > 120  # type: ignore[union-attr]
             rejected = isinstance(observation, Look) and isinstance(observation.decision, Rejection)
-            assert seen.fit(who.candidate.digest) if seen is not None else blind or rejected
+            back = answer.kind is TransitionKind.HAND_BACK
+            if seen is None:
+                assert blind or rejected
+            else:
+                own = who.candidate.digest
+                assert seen.carries(own) if back else seen.fit(own)
             # One replica is between the slots: the load of the others is equal, but for a step's own weight.
             ready = {s: before.replicas(s) + min(by, 0) for s, by in changed.items()}
             assert sum(ready.values()) == REPLICAS - 1
@@ -520,7 +527,7 @@ class EveryRun(RuleBasedStateMachine):
                 assert slot is fallback
                 assert isinstance(observation, Look | AbortRequested)
                 seen = observation.a if slot is Slot.A else observation.b
-                assert seen is None or seen.fit(digest), "traffic onto a dead slot"
+                assert seen is None or seen.carries(digest), "traffic onto a dead slot"
                 if seen is None and isinstance(observation, Look):
                     rejected = isinstance(observation.decision, Rejection)
                     assert rejected or observation.blind_seconds > 120

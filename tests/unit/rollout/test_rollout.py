@@ -181,6 +181,18 @@ def test_traffic_never_moves_onto_a_dead_stable_slot() -> None:
     assert kinds(rollout)[-2:] == [TransitionKind.HOLD, TransitionKind.ROLLBACK]
 
 
+def test_a_stable_slot_that_an_autoscaler_wants_larger_takes_a_rollback_but_carries_no_raise() -> (
+    None
+):
+    busy = fit(occupant("old"), sized=False, enough=True)
+    rollout = in_canary()
+    held_back = rollout.after(60).sees(verdict=verdict("pass", rollout.now), a=busy)
+    assert isinstance(held_back, Wait)
+    assert "stable slot" in held_back.reason
+    rollout.after(1).sees(verdict=verdict("fail", rollout.now), a=busy)
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.DRAINING, 0)
+
+
 def test_a_rollback_onto_a_slot_that_cannot_be_seen_waits_at_most_the_outage_budget() -> None:
     rollout = in_canary()
     waiting = rollout.sees(verdict=verdict("fail", rollout.now), a=None, blind_seconds=10)
