@@ -104,6 +104,15 @@ class Scene:
             return None
         return seen.fit(digest) if for_raise else seen.carries(digest)
 
+    def fallback_gone(self) -> bool:
+        """Whether the fallback is seen to answer nobody: not merely with a replica less than it should have."""
+        slot = self.fallback_slot
+        occupant = self.state.occupant(slot) if slot is not None else None
+        seen = self._seen(slot) if slot is not None else None
+        if occupant is None:
+            return True
+        return seen is not None and not seen.serves(occupant.candidate.digest)
+
     def elapsed(self) -> float:
         """Seconds since the step began. A clock that ran backwards counts as no time at all."""
         return self._since(self.state.since)

@@ -667,6 +667,12 @@ class EveryRun(RuleBasedStateMachine):
         undecided = self.future(None)
         assert undecided.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
 
+        unseen = self.future("metrics_outage")
+        assert unseen.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
+
+        unproved = self.future("pass", fallback_verification=None)
+        assert unproved.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
+
         blind = Rollout(self.state)
         blind.now = self.now
         blind.sees(blind_seconds=121.0)
@@ -674,8 +680,11 @@ class EveryRun(RuleBasedStateMachine):
         if not baking and not self.state.handing_over:
             assert blind.state.weight == 0
 
-    def future(self, word: str | None, *, people_help: bool = False) -> ReleaseState:
-        """The state after enough looks with this verdict, all else well; with people who lift holds and approve."""
+    def future(
+        self, word: str | None, *, people_help: bool = False, **lacking: None
+    ) -> ReleaseState:
+        """The state after enough looks with this verdict, all else well but for what is `lacking`; with people who lift holds
+        and approve."""
         run = Rollout(self.state)
         run.now = self.now + timedelta(hours=1)
         for _ in range(24):
@@ -684,7 +693,7 @@ class EveryRun(RuleBasedStateMachine):
             if people_help:
                 self.help_on(run)
             said = verdict(word, run.now) if word is not None else None
-            run.sees(verdict=said)
+            run.sees(verdict=said, **lacking)
             run.after(300)
         return run.state
 

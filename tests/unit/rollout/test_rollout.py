@@ -21,6 +21,7 @@ from lockgate.domain.rollout import (
     advance,
     start,
 )
+from lockgate.domain.rollout.transitions import rfc3339
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
@@ -386,14 +387,67 @@ def test_a_fail_of_the_bake_waits_until_the_promotion_is_in_force() -> None:
     assert rollout.state.last.outcome is Outcome.ROLLED_BACK
 
 
+def test_a_promotion_that_never_comes_into_force_under_a_fail_of_the_bake_is_told_a_person() -> (
+    None
+):
+    rollout = in_bake()
+    old_route = rollout.state.began - 1
+    said = verdict("fail", rollout.now)
+    for seconds, told in ((SPEC.outage_budget_seconds, False), (5000, True)):
+        answer = rollout.after(seconds).sees(verdict=said, live_generation=old_route)
+        assert isinstance(answer, Wait), "also where the verdict is old by now"
+        assert (answer.page is not None) is told
+    # In force at last: a fail of that moment takes the traffic back by itself.
+    rollout.hears("fail")
+    assert rollout.state.phase is Phase.DRAINING
+
+
 def test_a_control_that_dies_gives_its_part_to_the_new_version_and_the_bake_goes_on() -> None:
     rollout = in_bake()
-    rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    ended = rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    assert isinstance(ended, Transition)
+    assert ended.page is not None, "from here on nothing is compared"
     assert (rollout.state.phase, rollout.state.weights()[Slot.B]) == (Phase.BAKING, 100)
     assert rollout.state.a is not None
     assert isinstance(rollout.after(200).sees(), Wait)
     rollout.after(100).sees()
     assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_control_that_lacks_a_replica_stays_to_be_compared_with() -> None:
+    rollout = in_bake()
+    assert isinstance(rollout.after(2).sees(a=fit(occupant("old"), sized=False)), Wait)
+    assert rollout.state.weight == 5
+
+
+def test_a_bake_whose_metrics_are_away_at_its_end_is_no_pass_but_a_persons_to_decide() -> None:
+    rollout = in_bake()
+    waits = rollout.after(SPEC.bake_seconds + 1).hears("metrics_outage")
+    assert isinstance(waits, Wait)
+    back = Rollout(rollout.state)
+    back.now = rollout.now
+    back.hears("insufficient_data")
+    assert kinds(back) == [TransitionKind.END_CONTROL], "the metrics are back in time"
+
+    held = rollout.after(SPEC.outage_budget_seconds).hears("metrics_outage")
+    assert isinstance(held, Transition)
+    assert (held.kind, rollout.state.weight) == (TransitionKind.HOLD, 5)
+    rollout.observes(HoldLifted(release="r-new", by="mara"))
+    assert isinstance(rollout.after(10).hears("metrics_outage"), Wait), "it bakes anew"
+    ended = rollout.after(SPEC.bake_seconds).hears("metrics_outage")
+    assert isinstance(ended, Transition)
+    assert ended.page is not None
+    rollout.after(200).hears("metrics_outage")
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_driver_that_was_away_does_not_end_a_bake_in_the_dark() -> None:
+    rollout = in_bake()
+    waits = rollout.after(3600).sees(blind_seconds=3500)
+    assert isinstance(waits, Wait)
+    assert waits.page is not None
+    rollout.after(2).sees()
+    assert kinds(rollout)[-1] is TransitionKind.END_CONTROL
 
 
 def test_metrics_missing_during_the_bake_move_nothing() -> None:
@@ -633,6 +687,19 @@ def test_a_header_step_needs_no_verdict_but_its_time_and_all_that_a_raise_proves
     assert isinstance(answer, Transition)
     assert "nothing was judged" in answer.reason
     assert rollout.state.weight == 5
+
+
+def test_a_header_step_that_proves_nothing_for_the_next_raise_is_held_past_its_time() -> None:
+    by_header = CanaryStep(weight=0, traffic="header", min_seconds=30, max_seconds=300)
+    rollout = in_canary(SPEC.model_copy(update={"steps": (by_header, *SPEC.steps)}))
+    patient = rollout.after(420).sees(fallback_verification=None)
+    assert isinstance(patient, Wait)
+    assert patient.until == rfc3339(rollout.now)
+    held = rollout.after(1).sees(fallback_verification=None)
+    assert isinstance(held, Transition)
+    assert (held.kind, rollout.state.phase) == (TransitionKind.HOLD, Phase.HELD)
+    assert held.page is not None
+    assert "not verified" in held.page
 
 
 def test_steps_without_weight_come_first_and_a_canary_has_one_with_weight() -> None:
