@@ -174,6 +174,8 @@ class HoldLifted(Frozen):
     release: str
     by: str
     reason: str = ""
+    generation: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
+    """Of the held state that the person has seen: a hold that somebody has set since is not lifted with it. None: of any."""
 
 
 class AbortRequested(Frozen):

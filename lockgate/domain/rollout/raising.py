@@ -86,6 +86,10 @@ def target_step(scene: Scene) -> int:
 
 
 def needs_approval(scene: Scene, step: int) -> bool:
+    """Whether a signed approval has to come before this step. A first release takes all traffic at once, so it needs the one
+    that any of its steps asks for."""
+    if scene.state.stable is None:
+        return any(s.approval for s in scene.spec.steps)
     return step < len(scene.spec.steps) and scene.spec.steps[step].approval
 
 
@@ -130,12 +134,13 @@ def raise_weight(
     approval = approval_in(scene, look) if signed else None
     if signed and approval is None:
         changes |= {"phase": Phase.AWAITING_APPROVAL, "asked_at": rfc3339(scene.now)}
+        weight = steps[target].weight if state.stable is not None else 100
         return transition(
             TransitionKind.AWAIT,
             state,
             changes,
             subject,
-            f"{subject.release} waits for approval of step {target + 1} ({steps[target].weight}%)",
+            f"{subject.release} waits for approval of step {target + 1} ({weight}%)",
             reason=reason,
             verdict=ref,
         )

@@ -168,7 +168,9 @@ class EveryRun(RuleBasedStateMachine):
         if where == "empty":
             return
         self.begin_release(NAMES[0], spec)
-        self.observe_well(60)
+        for _ in range(2):
+            if self.state.phase not in QUIET | {Phase.BAKING}:
+                self.observe_well(60, approved=True)
         if where == "serving":
             return
         self.begin_release(NAMES[1], spec)
@@ -267,7 +269,12 @@ class EveryRun(RuleBasedStateMachine):
                 st.builds(
                     HoldRequested, release=st.just(release), by=st.just("p"), reason=st.just("x")
                 ),
-                st.builds(HoldLifted, release=st.just(release), by=st.just("p")),
+                st.builds(
+                    HoldLifted,
+                    release=st.just(release),
+                    by=st.just("p"),
+                    generation=st.sampled_from([None, self.state.generation, 1]),
+                ),
                 st.builds(
                     AbortRequested,
                     release=st.just(release),
@@ -405,6 +412,8 @@ class EveryRun(RuleBasedStateMachine):
         self.check_restored(before, answer, observation)
         if isinstance(observation, Look):
             assert observation.generation == before.generation
+        if isinstance(observation, HoldLifted):
+            assert observation.generation in (None, before.generation)
         self.state = after
 
     def check_slots(self, before: ReleaseState, after: ReleaseState) -> None:
@@ -552,6 +561,9 @@ class EveryRun(RuleBasedStateMachine):
                 continue
             assert observation.verification == Verification(candidate=digest, ok=True)
             assert before.step is not None or observation.smoke is not None
+            assert before.canary is not None
+            if before.stable is None and any(s.approval for s in before.canary.steps):
+                assert isinstance(observation.decision, Approval), "all traffic at once"
             if before.stable is not None and before.replicas(before.stable):
                 stable = before.occupant(before.stable)
                 other = observation.slot(before.stable)

@@ -323,6 +323,29 @@ def test_a_step_with_approval_waits_for_one_of_that_step_and_candidate_that_has_
     assert (rollout.state.phase, rollout.state.weight) == (Phase.CANARY, 50)
 
 
+def test_a_first_release_takes_all_traffic_only_with_the_approval_that_any_of_its_steps_asks_for() -> (
+    None
+):
+    rollout = Rollout()
+    rollout.start("new", SPEC_WITH_APPROVAL)
+    asked = rollout.after(60).sees()
+    assert isinstance(asked, Transition)
+    assert (asked.kind, rollout.state.stable) == (TransitionKind.AWAIT, None)
+    assert asked.subject.endswith("waits for approval of step 1 (100%)")
+    assert isinstance(rollout.sees(decision=approval(rollout.state, 1)), Wait), "of another step"
+    given = rollout.sees(decision=approval(rollout.state, 0))
+    assert isinstance(given, Transition)
+    assert (given.kind, given.trailers["Approved-by"]) == (
+        TransitionKind.PROMOTE,
+        "mara@example.com",
+    )
+    by_hand = Rollout()
+    by_hand.start("new", SPEC_WITH_APPROVAL)
+    by_hand.observes(HoldRequested(release="r-new", by="p", reason="x"))
+    for step in range(3):
+        assert isinstance(by_hand.sees(decision=promotion(by_hand, step)), Wait)
+
+
 def test_a_later_fail_overrides_an_approval() -> None:
     rollout = in_canary(SPEC_WITH_APPROVAL)
     rollout.after(60).hears("pass")
@@ -541,6 +564,22 @@ def test_a_hold_stops_the_release_where_it_is_and_its_lifting_goes_on_from_there
     assert isinstance(rollout.sees(), Wait)
     rollout.observes(HoldLifted(release="r-new", by="mara"))
     assert (rollout.state.phase, rollout.state.weights()) == (phase, weights)
+
+
+def test_a_late_lift_does_not_lift_a_hold_that_was_set_since() -> None:
+    rollout = in_canary()
+    rollout.observes(HoldRequested(release="r-new", by="mara", reason="lunch"))
+    lift = HoldLifted(release="r-new", by="mara", generation=rollout.state.generation)
+    assert isinstance(rollout.observes(lift), Transition)
+    said_twice = rollout.observes(lift)
+    assert isinstance(said_twice, Wait)
+    assert said_twice.finished
+    rollout.observes(HoldRequested(release="r-new", by="paul", reason="INCIDENT"))
+    late = rollout.observes(lift)
+    assert isinstance(late, Wait)
+    assert late.stale
+    assert rollout.state.held_reason is not None
+    assert "INCIDENT" in rollout.state.held_reason
 
 
 def test_a_second_start_resumes_and_another_release_is_refused_meanwhile() -> None:
