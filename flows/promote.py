@@ -16,8 +16,9 @@ def promote(request: PromoteRequest) -> ReleaseState:
     Never past a denial, a fail, a verification that is missing or failed, or a step that needs a signed approval.
     """
     if request.resume:
+        held = driving.read_held(request.model, request.environment)
         return driving.commit_resume(
-            request.model, request.environment, request.reason, request.requested_by
+            request.model, request.environment, request.reason, request.requested_by, held
         )
     return driving.commit_promotion(
         request.model, request.environment, request.step, request.reason, request.requested_by

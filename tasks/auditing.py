@@ -330,7 +330,8 @@ def _signed_steps(before: ReleaseState, after: ReleaseState, kind: str | None) -
     if after.step is not None and after.step != before.step:
         last = after.step
     elif kind == TransitionKind.PROMOTE and before.stable is None:
-        last = 0
+        # All traffic at once, whichever step asks for an approval.
+        return [first] if any(step.approval for step in spec.steps) else []
     elif kind == TransitionKind.PROMOTE or (
         after.phase in (Phase.BAKING, Phase.STABLE) and after.stable != before.stable
     ):

@@ -328,15 +328,44 @@ PROVING_SECONDS = 60.0
 
 
 @step(name="resume-release", cache_policy=NO_CACHE, **TRANSIENT)
-def commit_resume(model: str, environment: str, reason: str, requested_by: str) -> ReleaseState:
+def commit_resume(
+    model: str,
+    environment: str,
+    reason: str,
+    requested_by: str,
+    held: ReleaseState | None = None,
+) -> ReleaseState:
     """Lift the hold of the release under way because a person says so: it goes on from where it was held.
+
+    `held`: the state whose hold is meant, read before the first attempt. So another attempt, after one whose commit landed
+    unnoticed, neither complains that nothing is held nor lifts what somebody has set since. Without it: the hold of now.
 
     Raises:
         UsageError: no release of the model is held.
+        Refused: it has been held anew meanwhile.
     """
-    state = _held(model, environment)
-    asked = HoldLifted(release=str(state.release_under_way), by=requested_by, reason=reason)
-    return commit(model, environment, asked)
+    meant = held or _held(model, environment)
+    asked = HoldLifted(
+        release=str(meant.release_under_way), by=requested_by, reason=reason,
+        generation=meant.generation,
+    )  # fmt: skip
+    newest = commit(model, environment, asked)
+    if newest.phase is Phase.HELD:
+        raise Refused(
+            f"not resumed: the release has changed meanwhile, and is held: {newest.held_reason}",
+            hint="look at it, then ask again: `lockgate status`",
+        )
+    return newest
+
+
+@step(name="read-held-release", cache_policy=NO_CACHE, **TRANSIENT)
+def read_held(model: str, environment: str) -> ReleaseState:
+    """The newest state, whose release is held.
+
+    Raises:
+        UsageError: it is not.
+    """
+    return _held(model, environment)
 
 
 @step(name="promote-release", cache_policy=NO_CACHE, **TRANSIENT)

@@ -221,6 +221,7 @@ class Watcher:
             candidate=Digest(seen.candidate),
             ready=ready,
             sized=0 < wanted <= seen.updated,
+            enough=0 < self.state.replicas(slot) <= seen.updated,
             restarts=seen.restarts,
             unready_seconds=time.monotonic() - since if since is not None else 0.0,
             refusal="; ".join(seen.refusals) or None,

@@ -48,7 +48,7 @@ class ApprovalRequest(Frozen):
     step: Annotated[int, Field(ge=0)]
     """Index of the step that is to begin."""
     weight: Annotated[int, Field(ge=0, le=100)]
-    """Percent of the traffic on the candidate in that step."""
+    """Percent of the traffic on the candidate in that step; of a first release, all."""
     requested_by: str | None
     """Who started the release; None where the state does not say."""
     needed: Annotated[int, Field(ge=1)]
@@ -121,7 +121,8 @@ def approval_request(
         manifests=manifests_digest(manifests),
         evidence=subject.evidence,
         step=step,
-        weight=spec.steps[step].weight,
+        # A first release has nobody to share the traffic with: whatever the step says, it takes all.
+        weight=spec.steps[step].weight if state.stable is not None else 100,
         requested_by=subject.requested_by,
         needed=rule.needed,
         roles=rule.roles,

@@ -89,16 +89,18 @@ def _end_for_fail(scene: Scene, look: Look, verdict: JudgeVerdict) -> Transition
     a settled state, as Kargo has it."""
     ref = scene.verdict_ref(verdict)
     if scene.baking:
+        if look.live_generation is not None and look.live_generation < scene.state.began:
+            why = f"the judge says fail: {verdict.summary}; the promotion is not in force yet"
+            late = scene.elapsed() > scene.spec.outage_budget_seconds
+            return Wait(
+                reason=why, page=f"{scene.subject.release}: {one_line(why)}" if late else None
+            )
         age = (scene.now - parse_time(verdict.at)).total_seconds()
         if age > scene.spec.max_verdict_age_seconds:
             return hold(
                 scene,
                 f"the judge's fail during the bake is {int(age // 60)} minutes old: a person decides",
                 verdict=ref,
-            )
-        if look.live_generation is not None and look.live_generation < scene.state.began:
-            return Wait(
-                reason=f"the judge says fail: {verdict.summary}; the promotion is not in force yet"
             )
     return end(scene, f"the judge says fail: {verdict.summary}", deny=True, verdict=ref)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lockgate.domain.release_state import Phase, Restoring
-from lockgate.domain.rollout.endings import RELEASE_CLEARED, end_if_in_danger
+from lockgate.domain.rollout.endings import RELEASE_CLEARED, end_if_in_danger, hold
 from lockgate.domain.rollout.observations import Look
 from lockgate.domain.rollout.scene import Scene
 from lockgate.domain.rollout.transitions import (
@@ -24,8 +24,11 @@ def bake(scene: Scene, look: Look) -> Transition | Wait:
     if ended is not None:
         return ended
     state = scene.state
-    if state.weight and scene.fallback_fit() is False:
-        return _end_control(scene, look, "the control is not ready: the new version takes its part")
+    if state.weight and scene.fallback_gone():
+        return _end_control(
+            scene, look, "the control is not ready: the new version takes its part",
+            page="the rest of its bake is compared with nothing",
+        )  # fmt: skip
     if state.fresh_baseline and scene.idle_for() >= (drained := _drain_seconds(scene, look)):
         return transition(
             TransitionKind.END_BASELINE,
@@ -43,12 +46,52 @@ def bake(scene: Scene, look: Look) -> Transition | Wait:
             reason="the bake is over, but the new version is not seen to be ready: the old one stays",
             page=f"{scene.subject.release} is not ready at the end of its bake",
         )
+    unseen = _unobserved(scene, look)
+    if unseen is not None and not _told_of_outage(scene):
+        return unseen
     if state.weight:
-        return _end_control(scene, look, "the bake is over")
+        return _end_control(
+            scene, look, "the bake is over",
+            page="its bake was not observed to the end" if unseen is not None else None,
+        )  # fmt: skip
     return _empty_idle_slot(scene, look, f"{scene.subject.release} is stable")
 
 
-def _end_control(scene: Scene, look: Look, why: str) -> Transition | Wait:
+def _unobserved(scene: Scene, look: Look) -> Transition | Wait | None:
+    """What a bake comes to whose metrics are away at its end; None where they are there. What was not seen is no pass: the old
+    version stays, with its part of the traffic, until the metrics are back or a person has decided."""
+    state, spec, verdict = scene.state, scene.spec, look.verdict
+    if state.control_ended is not None:
+        return None  # compared to its end: there is nothing more to be seen
+    outage = verdict is not None and verdict.verdict == "metrics_outage"
+    # A driver that has been away is blind for one look; what its metrics say then is what counts.
+    if not outage and look.blind_seconds <= spec.outage_budget_seconds:
+        return None
+    seconds = spec.bake_seconds + spec.outage_budget_seconds
+    late = scene.budget_used() > seconds
+    why = "the bake is over and could not be observed"
+    if verdict is not None:
+        why += f": {verdict.summary}"
+    if outage and verdict is not None and late:
+        return hold(scene, why, verdict=scene.verdict_ref(verdict))
+    return Wait(
+        reason=f"{why}; the old version stays",
+        until=None if late else scene.at(seconds),
+        page=f"{scene.subject.release}: {why}" if late else None,
+    )
+
+
+def _told_of_outage(scene: Scene) -> bool:
+    """Whether a person has lifted a hold of this bake that was for missing metrics: they have seen it and gone on."""
+    return any(
+        ref.verdict == "metrics_outage" and ref.step == len(scene.spec.steps)
+        for ref in scene.state.verdicts
+    )
+
+
+def _end_control(
+    scene: Scene, look: Look, why: str, *, page: str | None = None
+) -> Transition | Wait:
     """Give the control's traffic to the new version. The old one stays where it is, warm, until the bake is over and its
     last answers are out."""
     subject = scene.subject
@@ -59,6 +102,7 @@ def _end_control(scene: Scene, look: Look, why: str) -> Transition | Wait:
         subject,
         f"slot {scene.subject_slot} takes all traffic: {why}",
         reason=_baked(scene, look),
+        page=f"{subject.release}: {page}" if page is not None else None,
     )
 
 

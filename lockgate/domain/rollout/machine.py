@@ -198,11 +198,16 @@ def _handing_over(scene: Scene, look: Look) -> Transition | Wait:
 
 def _header_step(scene: Scene, look: Look) -> Transition | Wait:
     """Only those who ask for the canary by header meet it: too few to judge. It stands for its time, and nothing crashed."""
-    seconds = scene.spec.steps[scene.state.step or 0].min_seconds
-    if scene.elapsed() < seconds:
-        return Wait(reason="by header only", until=scene.at(seconds, budget=False))
+    step = scene.spec.steps[scene.state.step or 0]
+    if scene.elapsed() < step.min_seconds:
+        return Wait(reason="by header only", until=scene.at(step.min_seconds, budget=False))
     missing = unproved(scene, look)
-    return Wait(reason=missing) if missing is not None else raise_weight(scene, look, None)
+    if missing is None:
+        return raise_weight(scene, look, None)
+    patience = step.max_seconds + scene.spec.outage_budget_seconds
+    if scene.budget_used() > patience:
+        return hold(scene, f"the next raise cannot be proved safe: {missing}")
+    return Wait(reason=missing, until=scene.at(patience))
 
 
 def _awaiting_approval(scene: Scene, look: Look) -> Transition | Wait:

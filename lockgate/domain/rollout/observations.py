@@ -24,7 +24,10 @@ class SlotReadiness(Frozen):
     ready: bool
     """At least one replica takes requests."""
     sized: bool
-    """As many replicas take requests as are wanted: the slot can carry what Git may send it."""
+    """As many replicas take requests as are wanted, by Git or by an autoscaler: what a raise needs."""
+    enough: Annotated[bool | None, Field(exclude_if=lambda value: value is None)] = None
+    """As many replicas take requests as Git names: what a rollback needs, since an autoscaler wants more just when a bad
+    canary costs most. None where it was not told apart: `sized` stands for it."""
     restarts: Annotated[int, Field(ge=0)] = 0
     """Restarts of the worst replica since the candidate was put into the slot."""
     unready_seconds: Seconds = 0
@@ -34,7 +37,16 @@ class SlotReadiness(Frozen):
 
     def fit(self, candidate: Digest) -> bool:
         """Whether `candidate` itself stands here, ready and fully sized."""
-        return self.candidate == candidate and self.ready and self.sized and self.refusal is None
+        return self.serves(candidate) and self.sized
+
+    def carries(self, candidate: Digest) -> bool:
+        """Whether `candidate` can be sent all traffic that Git may send it, though an autoscaler may want more of it."""
+        enough = self.sized if self.enough is None else self.enough
+        return self.serves(candidate) and enough
+
+    def serves(self, candidate: Digest) -> bool:
+        """Whether `candidate` itself stands here and takes requests, on however many replicas."""
+        return self.candidate == candidate and self.ready and self.refusal is None
 
 
 class Successor(SlotReadiness):
@@ -162,6 +174,8 @@ class HoldLifted(Frozen):
     release: str
     by: str
     reason: str = ""
+    generation: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
+    """Of the held state that the person has seen: a hold that somebody has set since is not lifted with it. None: of any."""
 
 
 class AbortRequested(Frozen):

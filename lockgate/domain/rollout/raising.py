@@ -40,7 +40,7 @@ def unproved(scene: Scene, look: Look) -> str | None:
         return "the candidate is not ready in full size"
     stable = scene.state.occupant(scene.state.stable) if scene.state.stable is not None else None
     if stable is not None:
-        if not scene.displaced and scene.fallback_fit() is not True:
+        if not scene.displaced and scene.fallback_fit(for_raise=True) is not True:
             return (
                 "the stable slot, to which a rollback would return, is not seen ready in full size"
             )
@@ -86,6 +86,10 @@ def target_step(scene: Scene) -> int:
 
 
 def needs_approval(scene: Scene, step: int) -> bool:
+    """Whether a signed approval has to come before this step. A first release takes all traffic at once, so it needs the one
+    that any of its steps asks for."""
+    if scene.state.stable is None:
+        return any(s.approval for s in scene.spec.steps)
     return step < len(scene.spec.steps) and scene.spec.steps[step].approval
 
 
@@ -130,12 +134,13 @@ def raise_weight(
     approval = approval_in(scene, look) if signed else None
     if signed and approval is None:
         changes |= {"phase": Phase.AWAITING_APPROVAL, "asked_at": rfc3339(scene.now)}
+        weight = steps[target].weight if state.stable is not None else 100
         return transition(
             TransitionKind.AWAIT,
             state,
             changes,
             subject,
-            f"{subject.release} waits for approval of step {target + 1} ({steps[target].weight}%)",
+            f"{subject.release} waits for approval of step {target + 1} ({weight}%)",
             reason=reason,
             verdict=ref,
         )

@@ -48,6 +48,12 @@ def obey(
         return hold(scene, f"{asked.reason} (asked by {asked.by})", requested_by=asked.by)
     if state.held_from is None:
         return Wait(reason=f"release {asked.release} is not held", finished=True)
+    if asked.generation not in (None, state.generation):
+        return Wait(
+            reason=f"the hold of generation {asked.generation} was to be lifted, not that of {state.generation}: "
+            f"{state.held_reason}",
+            stale=True,
+        )
     return transition(
         TransitionKind.LIFT,
         state,

@@ -88,15 +88,30 @@ class Scene:
     def _seen(self, slot: Slot) -> SlotReadiness | None:
         return self.a if slot is Slot.A else self.b
 
-    def fallback_fit(self) -> bool | None:
+    def fallback_fit(self, *, for_raise: bool = False) -> bool | None:
         """Whether the fallback can take all traffic; None where it cannot be seen. Without one: there is nothing to fall
-        back to, False."""
+        back to, False.
+
+        `for_raise`: whether it is in the full size that an autoscaler may want of it, too. A rollback does not wait for
+        that: the candidate would keep its traffic for as long as the load is high.
+        """
         slot = self.fallback_slot
         occupant = self.state.occupant(slot) if slot is not None else None
         if slot is None or occupant is None:
             return False
-        seen = self._seen(slot)
-        return None if seen is None else seen.fit(occupant.candidate.digest)
+        seen, digest = self._seen(slot), occupant.candidate.digest
+        if seen is None:
+            return None
+        return seen.fit(digest) if for_raise else seen.carries(digest)
+
+    def fallback_gone(self) -> bool:
+        """Whether the fallback is seen to answer nobody: not merely with a replica less than it should have."""
+        slot = self.fallback_slot
+        occupant = self.state.occupant(slot) if slot is not None else None
+        seen = self._seen(slot) if slot is not None else None
+        if occupant is None:
+            return True
+        return seen is not None and not seen.serves(occupant.candidate.digest)
 
     def elapsed(self) -> float:
         """Seconds since the step began. A clock that ran backwards counts as no time at all."""

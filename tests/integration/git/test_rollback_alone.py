@@ -73,6 +73,20 @@ def test_a_rollback_that_cannot_be_committed_pages(
     assert any(r.message.startswith("PAGE: it could not be committed") for r in caplog.records)
 
 
+def test_a_lift_that_is_said_again_lifts_no_hold_but_the_one_that_was_seen(
+    canary: Rollout,
+) -> None:
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
+    seen = driving.read_held.fn("m", "prod")
+    lifted = driving.commit_resume.fn("m", "prod", "back", "mara", seen)
+    again = driving.commit_resume.fn("m", "prod", "back", "mara", seen)
+    assert again == lifted, "the attempt before had landed"
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="paul", reason="INCIDENT"))
+    with pytest.raises(Refused, match="INCIDENT"):
+        driving.commit_resume.fn("m", "prod", "back", "mara", seen)
+    assert driving.read_state.fn("m", "prod").phase is Phase.HELD
+
+
 def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
     canary: Rollout, tmp_path: Path
 ) -> None:

@@ -29,7 +29,14 @@ from lockgate.domain.approval import (
 from lockgate.domain.digests import Digest
 from lockgate.domain.policy import ApprovalRule
 from lockgate.domain.release_state import Phase
-from lockgate.domain.rollout import Approval, HoldLifted, HoldRequested, Rejection, Transition
+from lockgate.domain.rollout import (
+    Approval,
+    HoldLifted,
+    HoldRequested,
+    Rejection,
+    Transition,
+    start,
+)
 from lockgate.errors import GitError
 from tests.unit.approvals.people import (
     MANIFESTS,
@@ -41,7 +48,7 @@ from tests.unit.approvals.people import (
     verify_at,
     waiting,
 )
-from tests.unit.rollout.world import BEGIN, Rollout
+from tests.unit.rollout.world import BEGIN, SPEC_WITH_APPROVAL, Rollout, occupant
 
 MANAGER = "roles=release-manager"
 
@@ -111,6 +118,23 @@ def test_an_approval_by_a_listed_manager_raises_the_weight_and_is_named_in_the_c
     assert answer.state.weight == 50
     assert answer.trailers["Approved-by"] == "mara@example.com"
     assert answer.trailers["Lockgate-Request"] == request.content_digest()
+
+
+def test_what_is_signed_of_a_first_release_is_all_traffic_and_nobodys_word_on_less_counts(
+    people: tuple[Person, Person, Person],
+) -> None:
+    first = Rollout()
+    who = occupant("new").model_copy(update={"requested_by": "dev"})
+    first._apply(start(first.state, who, SPEC_WITH_APPROVAL, first.now))
+    first.after(60).sees()
+    desk = Desk(first, *people)
+    request = desk.request
+    assert (request.step, request.weight) == (0, 100)
+    # As it was asked before: of the first step's weight.
+    of_less = desk.weigh(desk.mara.signs(request.model_copy(update={"weight": 5})))
+    assert of_less.outcome is None
+    assert [refusal.flaw for refusal in of_less.refusals] == [Flaw.REPLAYED]
+    assert isinstance(desk.weigh(desk.mara.signs(request)).outcome, Approval)
 
 
 def other_release(desk: Desk) -> SignedDecision:

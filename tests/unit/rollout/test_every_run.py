@@ -126,10 +126,12 @@ def readiness(draw: st.DrawFn, names: tuple[str, ...]) -> SlotReadiness | None:
     if draw(st.integers(0, 9)) == 0:
         return None
     ready = draw(st.integers(0, 5)) > 0
+    sized = ready and draw(st.integers(0, 7)) > 0
     return SlotReadiness(
         candidate=candidate(draw(st.sampled_from(names))).digest,
         ready=ready,
-        sized=ready and draw(st.integers(0, 7)) > 0,
+        sized=sized,
+        enough=draw(st.sampled_from([None, sized, ready])),
         restarts=draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3])),
         unready_seconds=0 if ready else draw(st.sampled_from([1.0, 60.0, 121.0, 900.0])),
         refusal=draw(st.sampled_from([None, None, None, None, None, "unsigned"])),
@@ -166,7 +168,9 @@ class EveryRun(RuleBasedStateMachine):
         if where == "empty":
             return
         self.begin_release(NAMES[0], spec)
-        self.observe_well(60)
+        for _ in range(2):
+            if self.state.phase not in QUIET | {Phase.BAKING}:
+                self.observe_well(60, approved=True)
         if where == "serving":
             return
         self.begin_release(NAMES[1], spec)
@@ -265,7 +269,12 @@ class EveryRun(RuleBasedStateMachine):
                 st.builds(
                     HoldRequested, release=st.just(release), by=st.just("p"), reason=st.just("x")
                 ),
-                st.builds(HoldLifted, release=st.just(release), by=st.just("p")),
+                st.builds(
+                    HoldLifted,
+                    release=st.just(release),
+                    by=st.just("p"),
+                    generation=st.sampled_from([None, self.state.generation, 1]),
+                ),
                 st.builds(
                     AbortRequested,
                     release=st.just(release),
@@ -403,6 +412,8 @@ class EveryRun(RuleBasedStateMachine):
         self.check_restored(before, answer, observation)
         if isinstance(observation, Look):
             assert observation.generation == before.generation
+        if isinstance(observation, HoldLifted):
+            assert observation.generation in (None, before.generation)
         self.state = after
 
     def check_slots(self, before: ReleaseState, after: ReleaseState) -> None:
@@ -447,7 +458,12 @@ class EveryRun(RuleBasedStateMachine):
             seen = observation.a if grows is Slot.A else observation.b  # type: ignore[union-attr]
             blind = isinstance(observation, AbortRequested) or observation.blind_seconds > 120  # type: ignore[union-attr]
             rejected = isinstance(observation, Look) and isinstance(observation.decision, Rejection)
-            assert seen.fit(who.candidate.digest) if seen is not None else blind or rejected
+            back = answer.kind is TransitionKind.HAND_BACK
+            if seen is None:
+                assert blind or rejected
+            else:
+                own = who.candidate.digest
+                assert seen.carries(own) if back else seen.fit(own)
             # One replica is between the slots: the load of the others is equal, but for a step's own weight.
             ready = {s: before.replicas(s) + min(by, 0) for s, by in changed.items()}
             assert sum(ready.values()) == REPLICAS - 1
@@ -520,7 +536,7 @@ class EveryRun(RuleBasedStateMachine):
                 assert slot is fallback
                 assert isinstance(observation, Look | AbortRequested)
                 seen = observation.a if slot is Slot.A else observation.b
-                assert seen is None or seen.fit(digest), "traffic onto a dead slot"
+                assert seen is None or seen.carries(digest), "traffic onto a dead slot"
                 if seen is None and isinstance(observation, Look):
                     rejected = isinstance(observation.decision, Rejection)
                     assert rejected or observation.blind_seconds > 120
@@ -545,6 +561,9 @@ class EveryRun(RuleBasedStateMachine):
                 continue
             assert observation.verification == Verification(candidate=digest, ok=True)
             assert before.step is not None or observation.smoke is not None
+            assert before.canary is not None
+            if before.stable is None and any(s.approval for s in before.canary.steps):
+                assert isinstance(observation.decision, Approval), "all traffic at once"
             if before.stable is not None and before.replicas(before.stable):
                 stable = before.occupant(before.stable)
                 other = observation.slot(before.stable)
@@ -660,6 +679,12 @@ class EveryRun(RuleBasedStateMachine):
         undecided = self.future(None)
         assert undecided.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
 
+        unseen = self.future("metrics_outage")
+        assert unseen.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
+
+        unproved = self.future("pass", fallback_verification=None)
+        assert unproved.phase in QUIET | {Phase.HELD, Phase.AWAITING_APPROVAL}
+
         blind = Rollout(self.state)
         blind.now = self.now
         blind.sees(blind_seconds=121.0)
@@ -667,8 +692,11 @@ class EveryRun(RuleBasedStateMachine):
         if not baking and not self.state.handing_over:
             assert blind.state.weight == 0
 
-    def future(self, word: str | None, *, people_help: bool = False) -> ReleaseState:
-        """The state after enough looks with this verdict, all else well; with people who lift holds and approve."""
+    def future(
+        self, word: str | None, *, people_help: bool = False, **lacking: None
+    ) -> ReleaseState:
+        """The state after enough looks with this verdict, all else well but for what is `lacking`; with people who lift holds
+        and approve."""
         run = Rollout(self.state)
         run.now = self.now + timedelta(hours=1)
         for _ in range(24):
@@ -677,7 +705,7 @@ class EveryRun(RuleBasedStateMachine):
             if people_help:
                 self.help_on(run)
             said = verdict(word, run.now) if word is not None else None
-            run.sees(verdict=said)
+            run.sees(verdict=said, **lacking)
             run.after(300)
         return run.state
 

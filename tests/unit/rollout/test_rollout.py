@@ -21,6 +21,7 @@ from lockgate.domain.rollout import (
     advance,
     start,
 )
+from lockgate.domain.rollout.transitions import rfc3339
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServiceLevels
 from lockgate.errors import Refused
 from tests.unit.rollout.world import (
@@ -181,6 +182,18 @@ def test_traffic_never_moves_onto_a_dead_stable_slot() -> None:
     assert kinds(rollout)[-2:] == [TransitionKind.HOLD, TransitionKind.ROLLBACK]
 
 
+def test_a_stable_slot_that_an_autoscaler_wants_larger_takes_a_rollback_but_carries_no_raise() -> (
+    None
+):
+    busy = fit(occupant("old"), sized=False, enough=True)
+    rollout = in_canary()
+    held_back = rollout.after(60).sees(verdict=verdict("pass", rollout.now), a=busy)
+    assert isinstance(held_back, Wait)
+    assert "stable slot" in held_back.reason
+    rollout.after(1).sees(verdict=verdict("fail", rollout.now), a=busy)
+    assert (rollout.state.phase, rollout.state.weight) == (Phase.DRAINING, 0)
+
+
 def test_a_rollback_onto_a_slot_that_cannot_be_seen_waits_at_most_the_outage_budget() -> None:
     rollout = in_canary()
     waiting = rollout.sees(verdict=verdict("fail", rollout.now), a=None, blind_seconds=10)
@@ -310,6 +323,29 @@ def test_a_step_with_approval_waits_for_one_of_that_step_and_candidate_that_has_
     assert (rollout.state.phase, rollout.state.weight) == (Phase.CANARY, 50)
 
 
+def test_a_first_release_takes_all_traffic_only_with_the_approval_that_any_of_its_steps_asks_for() -> (
+    None
+):
+    rollout = Rollout()
+    rollout.start("new", SPEC_WITH_APPROVAL)
+    asked = rollout.after(60).sees()
+    assert isinstance(asked, Transition)
+    assert (asked.kind, rollout.state.stable) == (TransitionKind.AWAIT, None)
+    assert asked.subject.endswith("waits for approval of step 1 (100%)")
+    assert isinstance(rollout.sees(decision=approval(rollout.state, 1)), Wait), "of another step"
+    given = rollout.sees(decision=approval(rollout.state, 0))
+    assert isinstance(given, Transition)
+    assert (given.kind, given.trailers["Approved-by"]) == (
+        TransitionKind.PROMOTE,
+        "mara@example.com",
+    )
+    by_hand = Rollout()
+    by_hand.start("new", SPEC_WITH_APPROVAL)
+    by_hand.observes(HoldRequested(release="r-new", by="p", reason="x"))
+    for step in range(3):
+        assert isinstance(by_hand.sees(decision=promotion(by_hand, step)), Wait)
+
+
 def test_a_later_fail_overrides_an_approval() -> None:
     rollout = in_canary(SPEC_WITH_APPROVAL)
     rollout.after(60).hears("pass")
@@ -374,14 +410,67 @@ def test_a_fail_of_the_bake_waits_until_the_promotion_is_in_force() -> None:
     assert rollout.state.last.outcome is Outcome.ROLLED_BACK
 
 
+def test_a_promotion_that_never_comes_into_force_under_a_fail_of_the_bake_is_told_a_person() -> (
+    None
+):
+    rollout = in_bake()
+    old_route = rollout.state.began - 1
+    said = verdict("fail", rollout.now)
+    for seconds, told in ((SPEC.outage_budget_seconds, False), (5000, True)):
+        answer = rollout.after(seconds).sees(verdict=said, live_generation=old_route)
+        assert isinstance(answer, Wait), "also where the verdict is old by now"
+        assert (answer.page is not None) is told
+    # In force at last: a fail of that moment takes the traffic back by itself.
+    rollout.hears("fail")
+    assert rollout.state.phase is Phase.DRAINING
+
+
 def test_a_control_that_dies_gives_its_part_to_the_new_version_and_the_bake_goes_on() -> None:
     rollout = in_bake()
-    rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    ended = rollout.after(10).sees(a=fit(occupant("old"), ready=False, sized=False))
+    assert isinstance(ended, Transition)
+    assert ended.page is not None, "from here on nothing is compared"
     assert (rollout.state.phase, rollout.state.weights()[Slot.B]) == (Phase.BAKING, 100)
     assert rollout.state.a is not None
     assert isinstance(rollout.after(200).sees(), Wait)
     rollout.after(100).sees()
     assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_control_that_lacks_a_replica_stays_to_be_compared_with() -> None:
+    rollout = in_bake()
+    assert isinstance(rollout.after(2).sees(a=fit(occupant("old"), sized=False)), Wait)
+    assert rollout.state.weight == 5
+
+
+def test_a_bake_whose_metrics_are_away_at_its_end_is_no_pass_but_a_persons_to_decide() -> None:
+    rollout = in_bake()
+    waits = rollout.after(SPEC.bake_seconds + 1).hears("metrics_outage")
+    assert isinstance(waits, Wait)
+    back = Rollout(rollout.state)
+    back.now = rollout.now
+    back.hears("insufficient_data")
+    assert kinds(back) == [TransitionKind.END_CONTROL], "the metrics are back in time"
+
+    held = rollout.after(SPEC.outage_budget_seconds).hears("metrics_outage")
+    assert isinstance(held, Transition)
+    assert (held.kind, rollout.state.weight) == (TransitionKind.HOLD, 5)
+    rollout.observes(HoldLifted(release="r-new", by="mara"))
+    assert isinstance(rollout.after(10).hears("metrics_outage"), Wait), "it bakes anew"
+    ended = rollout.after(SPEC.bake_seconds).hears("metrics_outage")
+    assert isinstance(ended, Transition)
+    assert ended.page is not None
+    rollout.after(200).hears("metrics_outage")
+    assert (rollout.state.phase, rollout.state.a) == (Phase.STABLE, None)
+
+
+def test_a_driver_that_was_away_does_not_end_a_bake_in_the_dark() -> None:
+    rollout = in_bake()
+    waits = rollout.after(3600).sees(blind_seconds=3500)
+    assert isinstance(waits, Wait)
+    assert waits.page is not None
+    rollout.after(2).sees()
+    assert kinds(rollout)[-1] is TransitionKind.END_CONTROL
 
 
 def test_metrics_missing_during_the_bake_move_nothing() -> None:
@@ -475,6 +564,22 @@ def test_a_hold_stops_the_release_where_it_is_and_its_lifting_goes_on_from_there
     assert isinstance(rollout.sees(), Wait)
     rollout.observes(HoldLifted(release="r-new", by="mara"))
     assert (rollout.state.phase, rollout.state.weights()) == (phase, weights)
+
+
+def test_a_late_lift_does_not_lift_a_hold_that_was_set_since() -> None:
+    rollout = in_canary()
+    rollout.observes(HoldRequested(release="r-new", by="mara", reason="lunch"))
+    lift = HoldLifted(release="r-new", by="mara", generation=rollout.state.generation)
+    assert isinstance(rollout.observes(lift), Transition)
+    said_twice = rollout.observes(lift)
+    assert isinstance(said_twice, Wait)
+    assert said_twice.finished
+    rollout.observes(HoldRequested(release="r-new", by="paul", reason="INCIDENT"))
+    late = rollout.observes(lift)
+    assert isinstance(late, Wait)
+    assert late.stale
+    assert rollout.state.held_reason is not None
+    assert "INCIDENT" in rollout.state.held_reason
 
 
 def test_a_second_start_resumes_and_another_release_is_refused_meanwhile() -> None:
@@ -621,6 +726,19 @@ def test_a_header_step_needs_no_verdict_but_its_time_and_all_that_a_raise_proves
     assert isinstance(answer, Transition)
     assert "nothing was judged" in answer.reason
     assert rollout.state.weight == 5
+
+
+def test_a_header_step_that_proves_nothing_for_the_next_raise_is_held_past_its_time() -> None:
+    by_header = CanaryStep(weight=0, traffic="header", min_seconds=30, max_seconds=300)
+    rollout = in_canary(SPEC.model_copy(update={"steps": (by_header, *SPEC.steps)}))
+    patient = rollout.after(420).sees(fallback_verification=None)
+    assert isinstance(patient, Wait)
+    assert patient.until == rfc3339(rollout.now)
+    held = rollout.after(1).sees(fallback_verification=None)
+    assert isinstance(held, Transition)
+    assert (held.kind, rollout.state.phase) == (TransitionKind.HOLD, Phase.HELD)
+    assert held.page is not None
+    assert "not verified" in held.page
 
 
 def test_steps_without_weight_come_first_and_a_canary_has_one_with_weight() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lockgate.domain.cluster import ClusterStatus
+from lockgate.domain.cluster import ClusterStatus, ModelStatus, SlotStatus
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.trace import TRACKS, Histogram, Scrape, Track
@@ -20,7 +20,7 @@ from lockgate.settings import Settings, WorkspaceLayout
 from tasks import watching
 from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
-from tests.unit.rollout.world import SPEC, in_canary
+from tests.unit.rollout.world import REPLICAS, SPEC, in_canary
 
 REQUESTS = "envoy_cluster_upstream_rq_total"
 
@@ -106,3 +106,25 @@ def test_a_canary_whose_own_metrics_stay_away_is_unobserved_though_the_gateway_t
     assert max(look.blind_seconds for look in looks[:10]) < 60
     long = SPEC.outage_budget_seconds
     assert (looks[-1].blind_seconds > long) == (how != "dead stable")
+
+
+def test_more_replicas_than_git_names_are_wanted_for_a_raise_only(tmp_path: Path) -> None:
+    state = in_canary().state
+    assert state.a is not None
+    watcher = watched(tmp_path, state)
+    for updated, sized, enough in ((6, True, True), (REPLICAS, False, True), (3, False, False)):
+        slot = SlotStatus(
+            slot="a", deployment="d", candidate=str(state.a.candidate.digest), desired=6,
+            ready=updated, updated=updated, restarts=0, pods=(),
+        )  # fmt: skip
+        status = ClusterStatus.model_construct(
+            models={
+                "m": ModelStatus.model_construct(
+                    slots={"a": slot}, route=None, generation=state.generation, successor=None
+                )
+            }
+        )
+        watcher.cluster = SimpleNamespace(status=lambda status=status: status)  # type: ignore[assignment]
+        seen = watcher.slots().a
+        assert seen is not None
+        assert (seen.sized, seen.enough) == (sized, enough)
