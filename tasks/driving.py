@@ -291,7 +291,8 @@ def commit_abort(model: str, environment: str, reason: str, requested_by: str) -
             f"no release of {model} is under way in {environment} ({state.phase}): nothing to roll back",
             hint="to serve an older version again, release its spec",
         )
-    slots = Watcher(workspace, state).slots()
+    # It needs to know which slots are ready, and nothing else: no trace that is readable, no disk with room.
+    slots = Watcher(workspace, state, judging=False).slots()
     return commit(
         model, environment,
         AbortRequested(
