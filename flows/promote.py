@@ -6,7 +6,7 @@ from prefect import flow
 
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.steps import PromoteRequest
-from tasks import driving
+from tasks import by_hand
 
 
 @flow(name="promote", flow_run_name="promote-{request.model}-{request.environment}")
@@ -16,10 +16,10 @@ def promote(request: PromoteRequest) -> ReleaseState:
     Never past a denial, a fail, a verification that is missing or failed, or a step that needs a signed approval.
     """
     if request.resume:
-        held = driving.read_held(request.model, request.environment)
-        return driving.commit_resume(
+        held = by_hand.read_held(request.model, request.environment)
+        return by_hand.commit_resume(
             request.model, request.environment, request.reason, request.requested_by, held
         )
-    return driving.commit_promotion(
+    return by_hand.commit_promotion(
         request.model, request.environment, request.step, request.reason, request.requested_by
     )

@@ -6,7 +6,7 @@ from prefect import flow
 
 from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.steps import RollbackRequest
-from tasks import driving
+from tasks import by_hand
 
 
 @flow(name="rollback", flow_run_name="rollback-{request.model}-{request.environment}")
@@ -15,6 +15,6 @@ def rollback(request: RollbackRequest) -> ReleaseState:
 
     The driver sees the new state and empties the slot once it is drained; if there is no driver, reconcile does.
     """
-    return driving.commit_abort(
+    return by_hand.commit_abort(
         request.model, request.environment, request.reason, request.requested_by
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lockgate.domain.judge import JudgeConfig, JudgeReport
@@ -115,15 +116,18 @@ class StepTrace:
 
 
 def newest_entry(path: Path) -> float | None:
-    """The time of a trace's last whole line, without reading what is before it; None for an empty or unreadable one."""
+    """The time of a trace's last whole line that is readable, without reading what is far before it; None where there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 4 * _LONGEST_LINE))
             whole = file.read().split(b"\n")[:-1]
-        return parse_line(whole[-1].decode()).time
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return None
+    for line in reversed(whole):
+        with suppress(ValueError):
+            return parse_line(line.decode()).time
+    return None
 
 
 _LONGEST_LINE = 256 * 1024

@@ -12,7 +12,7 @@ from lockgate.domain.digests import Digest
 from lockgate.domain.release_state import Outcome, Phase
 from lockgate.domain.rollout import HoldRequested, Look
 from lockgate.errors import GitError, Refused, UsageError
-from tasks import driving
+from tasks import by_hand, driving
 from tasks.watching import Slots
 from tests.integration.git.repositories import commits, git, make_remote, render, repository
 from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, verdict
@@ -77,13 +77,13 @@ def test_a_lift_that_is_said_again_lifts_no_hold_but_the_one_that_was_seen(
     canary: Rollout,
 ) -> None:
     driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
-    seen = driving.read_held.fn("m", "prod")
-    lifted = driving.commit_resume.fn("m", "prod", "back", "mara", seen)
-    again = driving.commit_resume.fn("m", "prod", "back", "mara", seen)
+    seen = by_hand.read_held.fn("m", "prod")
+    lifted = by_hand.commit_resume.fn("m", "prod", "back", "mara", seen)
+    again = by_hand.commit_resume.fn("m", "prod", "back", "mara", seen)
     assert again == lifted, "the attempt before had landed"
     driving.commit("m", "prod", HoldRequested(release="r-new", by="paul", reason="INCIDENT"))
     with pytest.raises(Refused, match="INCIDENT"):
-        driving.commit_resume.fn("m", "prod", "back", "mara", seen)
+        by_hand.commit_resume.fn("m", "prod", "back", "mara", seen)
     assert driving.read_state.fn("m", "prod").phase is Phase.HELD
 
 
@@ -92,13 +92,13 @@ def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
 ) -> None:
     held = HoldRequested(release="r-new", by="mara", reason="lunch")
     driving.commit("m", "prod", held)
-    state = driving.commit_resume.fn("m", "prod", "back from lunch", "mara")
+    state = by_hand.commit_resume.fn("m", "prod", "back from lunch", "mara")
     assert (state.phase, state.weight) == (Phase.CANARY, canary.state.weight)
     message = git("log", "-1", "--format=%B", at=tmp_path / "remote.git")
     assert "back from lunch" in message
     assert "Requested-by: mara" in message
     with pytest.raises(UsageError, match="no release of m is held"):
-        driving.commit_resume.fn("m", "prod", "again", "mara")
+        by_hand.commit_resume.fn("m", "prod", "again", "mara")
 
 
 def test_a_rollback_onto_a_slot_that_is_not_ready_is_no_success(
@@ -109,15 +109,15 @@ def test_a_rollback_onto_a_slot_that_is_not_ready_is_no_success(
         slot: getattr(seen, slot).model_copy(update={"ready": False, "sized": False})
         for slot in ("a", "b")
     }
-    monkeypatch.setattr(driving.Watcher, "slots", lambda _: Slots(**unfit, **NOTHING_ELSE))
+    monkeypatch.setattr(by_hand.Watcher, "slots", lambda _: Slots(**unfit, **NOTHING_ELSE))
     for _ in range(2):
         with pytest.raises(Refused, match=r"was not rolled back.*not ready"):
-            driving.commit_abort.fn("m", "prod", "it is slow", "mara")
+            by_hand.commit_abort.fn("m", "prod", "it is slow", "mara")
     assert driving.read_state.fn("m", "prod").weight == canary.state.weight
-    monkeypatch.setattr(driving.Watcher, "slots", lambda _: Slots(seen.a, seen.b, **NOTHING_ELSE))
-    state = driving.commit_abort.fn("m", "prod", "it is slow", "mara")
+    monkeypatch.setattr(by_hand.Watcher, "slots", lambda _: Slots(seen.a, seen.b, **NOTHING_ELSE))
+    state = by_hand.commit_abort.fn("m", "prod", "it is slow", "mara")
     assert (state.phase, state.weight) == (Phase.DRAINING, 0)
-    driving.commit_abort.fn("m", "prod", "said twice", "mara")
+    by_hand.commit_abort.fn("m", "prod", "said twice", "mara")
 
 
 def test_a_promotion_that_another_commit_has_overtaken_is_no_success(
@@ -133,21 +133,21 @@ def test_a_promotion_that_another_commit_has_overtaken_is_no_success(
             return look(held)
 
         def keep_report(self) -> None:
-            driving.commit_resume.fn("m", "prod", "somebody else was first", "paul")
+            by_hand.commit_resume.fn("m", "prod", "somebody else was first", "paul")
 
-    monkeypatch.setattr(driving, "Watcher", SeesAllWell)
+    monkeypatch.setattr(by_hand, "Watcher", SeesAllWell)
     with pytest.raises(Refused, match="not promoted: the release has changed meanwhile"):
-        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
+        by_hand.commit_promotion.fn("m", "prod", None, "why", "mara")
 
 
 def test_nothing_is_promoted_by_hand_while_the_cluster_cannot_be_seen(
     canary: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driving, "PROVING_SECONDS", 0.0)
+    monkeypatch.setattr(by_hand, "PROVING_SECONDS", 0.0)
     with pytest.raises(UsageError, match="no release of m is held"):
-        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
+        by_hand.commit_promotion.fn("m", "prod", None, "why", "mara")
     driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
     with pytest.raises(UsageError, match="no step 1 before it"):
-        driving.commit_promotion.fn("m", "prod", 1, "why", "mara")
+        by_hand.commit_promotion.fn("m", "prod", 1, "why", "mara")
     with pytest.raises(Refused, match=r"not seen in its slot|could not be observed"):
-        driving.commit_promotion.fn("m", "prod", None, "why", "mara")
+        by_hand.commit_promotion.fn("m", "prod", None, "why", "mara")

@@ -26,7 +26,7 @@ from lockgate.domain.rescan import RescanOutcome, RescanRecord
 from lockgate.domain.rollout import Transition, start
 from lockgate.errors import ScannerError, UsageError
 from lockgate.settings import Settings
-from tasks import driving, events, releasing, rescanning
+from tasks import by_hand, driving, events, releasing, rescanning
 from tasks.explaining import explain
 from tasks.workspace import Workspace
 from tests.integration.git.repositories import make_remote, render, somebody_pushes, taking
@@ -192,7 +192,7 @@ def test_a_finding_in_what_is_stable_is_told_and_holds_nothing_else(world: World
 def test_a_finding_is_new_once_so_that_a_person_may_go_on_in_spite_of_it(world: World) -> None:
     world.finds("new", MALWARE)
     world.rescans()
-    driving.commit_resume.fn("m", "prod", "looked at it", "mara")
+    by_hand.commit_resume.fn("m", "prod", "looked at it", "mara")
     again = world.rescans()["candidate"]
     assert again.record.result == "findings" and not again.record.new and not again.held
     assert world.state().phase is Phase.CANARY

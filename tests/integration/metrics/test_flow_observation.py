@@ -24,7 +24,7 @@ from lockgate.domain.spec import CanaryStep, JudgeTuning
 from lockgate.domain.trace import Scrape, Track, parse_line
 from lockgate.settings import Settings
 from serving.local.envoy_config import cluster_name
-from tasks import watching
+from tasks import step_metrics
 from tasks.judging import judge_config
 from tasks.watching import Watcher
 from tests.integration.metrics.prometheus_server import running_prometheus
@@ -149,7 +149,7 @@ def test_the_flow_judges_what_a_prometheus_has_stored_as_it_would_scrapes_of_its
         direct.append(own)
     assert direct == stored
 
-    monkeypatch.setattr(watching.metrics, "scrape", lambda *_, **__: direct)
+    monkeypatch.setattr(step_metrics.metrics, "scrape", lambda *_, **__: direct)
     other = watcher(tmp_path / "direct", state, Settings()).look()
     assert other.verdict is not None and look.verdict is not None
     assert (other.verdict.verdict, other.verdict.at) == ("fail", look.verdict.at)

@@ -17,7 +17,7 @@ from lockgate.domain.release_state import ReleaseState, Restoring
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins, StepMargins
 from lockgate.settings import WorkspaceLayout
-from tasks import watching
+from tasks import step_metrics
 from tasks.judging import judge_config, step_alpha
 from tests.unit.rollout.test_baking import scrapes
 from tests.unit.rollout.test_watching import watched
@@ -90,9 +90,9 @@ def test_the_same_trace_is_within_one_steps_margin_and_beyond_anothers_and_the_c
             scrapes("baseline", start, 160), scrapes("canary", start, 160, errors=0.1), strict=True
         )
         seen = [s for pair in pairs for s in pair]
-        monkeypatch.setattr(watching.metrics, "scrape", lambda *_, **__: seen)
+        monkeypatch.setattr(step_metrics.metrics, "scrape", lambda *_, **__: seen)
         clock = SimpleNamespace(time=lambda: start + 159, monotonic=time.monotonic)
-        monkeypatch.setattr(watching, "time", clock)
+        monkeypatch.setattr(step_metrics, "time", clock)
         verdict = watched(tmp_path / name, state).look().verdict
         assert verdict is not None
         layout = WorkspaceLayout(tmp_path / name)

@@ -18,19 +18,19 @@ from pydantic import SecretStr
 from lockgate.adapters.metrics import ScrapeTarget
 from lockgate.adapters.prometheus import PrometheusReader
 from lockgate.domain.cluster import ClusterStatus, RouteStatus
-from lockgate.domain.rollout import Look
+from lockgate.domain.rollout import Look, Transition, advance
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.trace import TRACKS, Scrape, Track
 from lockgate.errors import MetricsError, UsageError
 from lockgate.settings import Settings
-from tasks import watching
+from tasks import step_metrics
 from tasks.judging import StepJudge
 from tasks.step_trace import StepTrace
 from tasks.stored_metrics import LATE_SECONDS, StoredMetrics
 from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
-from tests.unit.rollout.test_watching import Away
-from tests.unit.rollout.world import SPEC, in_canary
+from tests.unit.rollout.test_watching import Away, watched
+from tests.unit.rollout.world import BEGIN, SPEC, in_canary, look
 
 SLOTS: dict[str, Track] = {"a": "baseline", "b": "canary"}
 SETTINGS = Settings(prometheus_url="http://prometheus.test")
@@ -44,7 +44,7 @@ def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> list[Loo
     start = parse_time(state.since).timestamp()
     clock = [start]
     monkeypatch.setattr(
-        watching, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
+        step_metrics, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
     )
     # Each track is scraped when it comes to it: never both in one look.
     stored = [
@@ -101,6 +101,50 @@ def test_a_canary_that_is_well_passes_by_what_is_stored(
     seen = looks(tmp_path, monkeypatch, "well")
     assert words(seen)[-1] == "pass"
     assert max(look.blind_seconds for look in seen) < 20
+
+
+@pytest.mark.parametrize(
+    ("hole", "expected"), [((0, 0), 0), ((60, 210), 150), ((60, 100), 40), ((150, 210), 60)]
+)
+def test_a_driver_in_an_empty_workspace_was_blind_only_while_nothing_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hole: tuple[int, int], expected: int
+) -> None:
+    """A pool gives every run a new workspace. Of the hole it makes no difference whether it has ended."""
+    state = in_canary(SPEC).state
+    start = parse_time(str(state.since)).timestamp()
+    clock = SimpleNamespace(time=lambda: start + 209, monotonic=time.monotonic)
+    monkeypatch.setattr(step_metrics, "time", clock)
+    stored = [
+        s
+        for track in TRACKS
+        for s in scrapes(track, start, 210)
+        if not hole[0] <= s.time - start < hole[1] or (track == "baseline" and expected == 40)
+    ]
+    monkeypatch.setattr(
+        PrometheusReader, "read",
+        lambda _, begin, end: [s for s in stored if begin < s.time <= end],
+    )  # fmt: skip
+    seen = watched(tmp_path, state, SETTINGS).look()
+    assert abs(seen.blind_seconds - expected) <= 5
+    answer = advance(state, look(state, blind_seconds=seen.blind_seconds), BEGIN)
+    assert isinstance(answer, Transition) == (expected > SPEC.outage_budget_seconds)
+
+
+def test_a_step_that_has_waited_for_days_is_observed_by_the_last_hour_of_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = in_canary(SPEC).state
+    now = parse_time(str(state.since)).timestamp() + 3 * 86400
+    clock = SimpleNamespace(time=lambda: now, monotonic=time.monotonic)
+    monkeypatch.setattr(step_metrics, "time", clock)
+    stored = [
+        replace(s, time=s.time + 0.5) for track in TRACKS for s in scrapes(track, now - 3602, 3602)
+    ]
+    monkeypatch.setattr(
+        PrometheusReader, "read",
+        lambda _, begin, end: [s for s in stored if begin < s.time <= end],
+    )  # fmt: skip
+    assert watched(tmp_path, state, SETTINGS).look().blind_seconds < 10
 
 
 @pytest.mark.parametrize("how", ["away", "stale", "canary stale", "not a number"])

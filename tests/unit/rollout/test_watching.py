@@ -17,7 +17,7 @@ from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.trace import TRACKS, Histogram, Scrape, Track
 from lockgate.errors import ClusterError
 from lockgate.settings import Settings, WorkspaceLayout
-from tasks import watching
+from tasks import step_metrics
 from tasks.watching import Watcher
 from tests.unit.rollout.test_baking import scrapes
 from tests.unit.rollout.world import REPLICAS, SPEC, in_canary
@@ -32,14 +32,14 @@ class Away:
         raise ClusterError("away")
 
 
-def watched(tmp_path: Path, state: ReleaseState) -> Watcher:
+def watched(tmp_path: Path, state: ReleaseState, settings: Settings | None = None) -> Watcher:
     """A watcher of two slots whose metrics are made up, in a workspace that has nothing else."""
     cluster: Any = SimpleNamespace(
         status=lambda: ClusterStatus.model_construct(models={}), scrape_targets=lambda _: ()
     )
     workspace: Any = SimpleNamespace(
         cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), gitops=Away(),
-        settings=Settings(),
+        settings=settings or Settings(),
     )  # fmt: skip
     return Watcher(workspace, state)
 
@@ -59,7 +59,7 @@ def test_a_fail_that_comes_while_a_passed_step_waits_takes_the_place_of_the_pass
         [s for pair in zip(stable[at], ill[of], strict=True) for s in pair]
         for at, of in ((slice(0, 60), slice(0, 60)), (slice(60, 120), slice(180, 240)))
     ]
-    monkeypatch.setattr(watching.metrics, "scrape", lambda *_, **__: halves.pop(0))
+    monkeypatch.setattr(step_metrics.metrics, "scrape", lambda *_, **__: halves.pop(0))
     watcher = watched(tmp_path, state)
     words = []
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_canary_whose_own_metrics_stay_away_is_unobserved_though_the_gateway_t
     start = parse_time(state.since).timestamp()
     clock = [start]
     monkeypatch.setattr(
-        watching, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
+        step_metrics, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
     )
 
     def told(track: Track, seconds: float) -> list[Scrape]:
@@ -101,7 +101,7 @@ def test_a_canary_whose_own_metrics_stay_away_is_unobserved_though_the_gateway_t
     for second in range(0, 240, 4):
         clock[0] = start + second
         records = [r for track in TRACKS for r in told(track, second)]
-        monkeypatch.setattr(watching.metrics, "scrape", lambda *_, r=records, **__: r)
+        monkeypatch.setattr(step_metrics.metrics, "scrape", lambda *_, r=records, **__: r)
         looks.append(watcher.look())
     assert max(look.blind_seconds for look in looks[:10]) < 60
     long = SPEC.outage_budget_seconds
