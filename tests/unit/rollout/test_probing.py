@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lockgate.domain.judge import Judge, JudgeConfig, PassRule, Verdict
+from lockgate.domain.judge import Judge, JudgeConfig, Verdict
 from lockgate.domain.spec import CanarySpec, Probe, ProbeSpec
 from lockgate.domain.trace import Track, parse_line, to_line
 from serving.manifests.names import SLOT_HEADER
@@ -116,11 +116,9 @@ def probed(row: dict[str, Any], wrong: float) -> Iterator[str]:
 
 
 def judged(rows: Iterator[str]) -> Judge:
-    judge = Judge(
-        JudgeConfig(
-            step_start=0.0, canary_weight=0.1, judge_latency=False, pass_rule=PassRule.NO_HARM
-        )
-    )
+    guards = {name: {"criticality": "guard"} for name in ("ttft", "itl")}
+    changes = {"canary_weight": 0.1, "judge_latency": False, "metrics": guards}
+    judge = Judge(JudgeConfig.model_validate({"step_start": 0.0, **changes}))
     for line in rows:
         judge.observe(parse_line(line))
     return judge
