@@ -50,7 +50,7 @@ def decide(
     if environment.promotion == "approval" and state.stable is None:
         return Decision(
             why="unapprovable",
-            reason="a first release has no raise that could wait for approval: start it by hand",
+            reason="a first release takes all traffic at once: start it by hand",
         )
     return Decision(why="new", reason="not released yet")
 
