@@ -68,7 +68,7 @@ def test_a_rollback_that_cannot_be_committed_pages(
     logging.getLogger("lockgate").propagate = True
     with caplog.at_level(logging.ERROR), pytest.raises(GitError):
         driving.commit("m", "prod", failed)
-    assert any(r.message.startswith("PAGE: it could not be committed") for r in caplog.records)
+    assert any(r.message.startswith("PAGE: it may not have been committed") for r in caplog.records)
 
 
 def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
