@@ -36,10 +36,11 @@ from lockgate.domain.rollout import (
     Wait,
     advance,
 )
+from lockgate.domain.rollout.transitions import parse_time
 from lockgate.errors import LockgateError
 from serving.manifests import render
 from tasks.approving import ask_before, asked_again, somebody_decided
-from tasks.events import tell_transition
+from tasks.events import tell_in_force, tell_transition
 from tasks.promotion_requests import attend
 from tasks.retries import TRANSIENT
 from tasks.step_trace import newest_entry
@@ -104,9 +105,10 @@ def observe(state: ReleaseState, until: float | None = None) -> Look | None:
         if not somebody_decided(workspace, state):
             return None
     watcher = Watcher(workspace, state)
-    told = _Told(state)
+    told, in_force = _Told(state), _InForce(state)
     while True:
         look = watcher.look()
+        in_force.seen(look)
         answer = advance(state, look, datetime.now(UTC))
         if isinstance(answer, Transition):
             watcher.keep_report()
@@ -153,6 +155,29 @@ class _Told:
             logger.info("%s: %s", self.state.phase, answer.reason)
 
 
+class _InForce:
+    """Measures how long a decision takes until the gateway carries it out, where that is longer than a commit waits for it."""
+
+    def __init__(self, state: ReleaseState) -> None:
+        self.state = state
+        self.lagging = False
+
+    def seen(self, look: Look) -> None:
+        """Says it once: at the look that sees it come into force. Who comes later does not know when that was."""
+        state, live = self.state, look.live_generation
+        if live is None:
+            return
+        if live < state.generation:
+            self.lagging = True
+        elif self.lagging:
+            self.lagging = False
+            # A hold or a question to people is of the same step, and as old as that.
+            if state.began == state.generation and state.since is not None:
+                seconds = max(0.0, time.time() - parse_time(state.since).timestamp())
+                logger.info("in force %.1f s after its commit was made", seconds)
+                tell_in_force(state, seconds)
+
+
 @step(name="commit-transition", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_observation(state: ReleaseState, observation: Observation) -> ReleaseState:
     """Commit what follows from an observation, on top of the newest state; nothing where it follows no longer. Returns the
@@ -189,7 +214,7 @@ def committed(model: str, environment: str, observation: Observation) -> CommitR
     except LockgateError as error:
         if ending or _wants_an_end(observation):
             what = ending[0] if ending else f"{model}/{environment}: an end of the release"
-            logger.error("PAGE: it could not be committed: %s: %s", what, error.message)
+            logger.error("PAGE: it may not have been committed: %s: %s", what, error.message)
         raise
     for page in pages:
         logger.error("PAGE: %s", page)
@@ -268,12 +293,15 @@ def rendering(workspace: Workspace) -> Render:
 
 
 def _ask_to_sync(workspace: Workspace, commit: str, state: ReleaseState) -> None:
-    """Tell the agent at once, and wait a little to see the commit in force: that time is the sync latency."""
+    """Tell the agent at once, and wait a little to see the commit in force: that time is the sync latency. Where it takes
+    longer, the driver's looks go on measuring."""
     started = time.monotonic()
     try:
         cluster = workspace.cluster(state.environment)
         if cluster.carry_out(commit, state, timeout_seconds=SYNC_SECONDS):
-            logger.info("in force after %.2f s", time.monotonic() - started)
+            seconds = time.monotonic() - started
+            logger.info("in force %.1f s after its commit was made", seconds)
+            tell_in_force(state, seconds)
             return
         status = cluster.status()
     except LockgateError as error:

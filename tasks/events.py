@@ -11,6 +11,7 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
+from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout import Transition, TransitionKind
 
 logger = logging.getLogger("lockgate.events")
@@ -19,6 +20,7 @@ REFUSED = "lockgate.release.refused"
 FAILED = "lockgate.release.failed"
 FOUND = "lockgate.rescan.found"
 UNSCANNED = "lockgate.rescan.incomplete"
+IN_FORCE = "lockgate.release.in_force"
 OF_TRANSITIONS = {
     TransitionKind.DEPLOY: "lockgate.release.deployed",
     TransitionKind.RAISE: "lockgate.canary.raised",
@@ -62,4 +64,13 @@ def tell_transition(transition: Transition, commit: str) -> None:
         release=trailers.get("Lockgate-Release"), candidate=trailers.get("Candidate"),
         phase=state.phase.value, weight=state.weight, generation=state.generation,
         subject=transition.subject, reason=transition.reason, commit=commit,
+    )  # fmt: skip
+
+
+def tell_in_force(state: ReleaseState, seconds: float) -> None:
+    """Emit that the gateway carries out a state, and how long after its commit: the sync latency."""
+    tell(
+        IN_FORCE, state.model, state.environment,
+        release=state.release_under_way, phase=state.phase.value, weight=state.weight,
+        generation=state.generation, seconds=round(seconds, 1),
     )  # fmt: skip

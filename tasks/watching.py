@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lockgate.adapters.oci.pulling import missing_blobs
 from lockgate.domain.candidates import Candidate
+from lockgate.domain.cluster import PodStatus
 from lockgate.domain.digests import Digest
 from lockgate.domain.policy import Policy
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
@@ -198,8 +199,8 @@ class Watcher:
             ready=ready,
             sized=0 < wanted <= seen.updated,
             enough=0 < self.state.replicas(slot) <= seen.updated,
-            restarts=seen.restarts,
-            unready_seconds=time.monotonic() - since if since is not None else 0.0,
+            restarts=max((pod.restarts for pod in _own(seen)), default=seen.restarts),
+            unready_seconds=_unready_seconds(seen, since) if since is not None else 0.0,
             refusal="; ".join(seen.refusals) or None,
         )
 
@@ -280,3 +281,18 @@ class Watcher:
     def _verdict_is(self, name: str) -> bool:
         verdict = self._metrics.verdict
         return verdict is not None and verdict.verdict == name
+
+
+def _own(seen: SlotStatus) -> list[PodStatus]:
+    """The replicas that run what the slot is to run."""
+    return [p for p in seen.pods if p.candidate == seen.candidate and p.state != "terminating"]
+
+
+def _unready_seconds(seen: SlotStatus, since: float) -> float:
+    """How long a slot has had no ready replica: since this watcher has seen it so (`since`, monotonic clock), or for longer where
+    its replicas say so. A watcher may last for less time than a slot is given."""
+    watched = time.monotonic() - since
+    own = _own(seen)
+    if not own or any(pod.ready for pod in own):
+        return watched
+    return max(watched, time.time() - max(pod.since for pod in own))

@@ -15,6 +15,9 @@ from lockgate.domain.cluster import (
     SlotStatus,
 )
 
+ENGINE_CONTAINERS = frozenset({"vllm", "main", "kserve-container"})
+"""Names of the container that is the server: a mesh's or an agent's beside it may restart without being the candidate's fault."""
+
 _CRASH_LOOP = 3
 _FINAL_REASONS = frozenset({"InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull"})
 _NEEDED_CONDITIONS = ("Accepted", "ResolvedRefs")
@@ -186,10 +189,15 @@ def pod_status(pod: Mapping[str, Any], port: int = 8000) -> PodStatus:
         state="terminating" if terminating else "running" if started else "pending",
         candidate=annotation(pod, CANDIDATE_ANNOTATION) or "",
         template=(metadata.get("labels") or {}).get("pod-template-hash", ""),
-        restarts=sum(int(c.get("restartCount", 0)) for c in containers),
+        restarts=max((int(c.get("restartCount", 0)) for c in _engine(containers)), default=0),
         last_exit=_last_exit(containers),
         log=f"kubectl logs -n {metadata['namespace']} {metadata['name']}",
     )
+
+
+def _engine(containers: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The server's container; all of them where none has its name."""
+    return [c for c in containers if c.get("name") in ENGINE_CONTAINERS] or containers
 
 
 def _last_exit(containers: Iterable[Mapping[str, Any]]) -> str | None:

@@ -70,7 +70,7 @@ def test_a_rollback_that_cannot_be_committed_pages(
     logging.getLogger("lockgate").propagate = True
     with caplog.at_level(logging.ERROR), pytest.raises(GitError):
         driving.commit("m", "prod", failed)
-    assert any(r.message.startswith("PAGE: it could not be committed") for r in caplog.records)
+    assert any(r.message.startswith("PAGE: it may not have been committed") for r in caplog.records)
 
 
 def test_a_lift_that_is_said_again_lifts_no_hold_but_the_one_that_was_seen(

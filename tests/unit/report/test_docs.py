@@ -83,7 +83,7 @@ def test_every_message_to_people_is_of_an_event_that_is_sent_and_is_listed_on_th
 def test_every_event_is_explained_on_the_triggers_page() -> None:
     page = (DOCS / "triggers.md").read_text()
     sent = {*events.OF_TRANSITIONS.values()}
-    sent |= {events.REFUSED, events.FAILED, events.FOUND, events.UNSCANNED}
+    sent |= {events.REFUSED, events.FAILED, events.FOUND, events.UNSCANNED, events.IN_FORCE}
     # `lockgate.release.deployed`, `.promoted`: what the first one begins with is not said again.
     assert [
         e for e in sent if f"`{e}`" not in page and f"`.{e.rpartition('.')[2]}`" not in page

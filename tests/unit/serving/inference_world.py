@@ -152,6 +152,9 @@ class World:
         )
         unjudged = self.state.model_copy(update={"phase": Phase.DEPLOYING, "step": None})
         slots = Watcher(workspace, unjudged).slots()
+        # The world has a clock of its own, and its pods the times of none.
+        a, b = (s and s.model_copy(update={"unready_seconds": 0}) for s in (slots.a, slots.b))
+        slots = slots._replace(a=a, b=b)
         state = self.state
         subject = state.occupant(state.stable if state.baking and state.stable else state.free_slot)
         stable = state.occupant(state.stable) if state.stable else None

@@ -24,6 +24,7 @@ from lockgate.adapters.kube.agents import APPLICATIONS, GIT_REPOSITORIES, KUSTOM
 from lockgate.adapters.kube.inference_service import ACCOUNTS, INFERENCE_SERVICES, REVISIONS
 from lockgate.adapters.kube.kserve import LLM_SERVICES
 from lockgate.adapters.kube.models import DEPLOYMENTS, GROUPS
+from lockgate.adapters.kube.reading import ENGINE_CONTAINERS
 from lockgate.domain.candidates import Candidate
 from lockgate.domain.cluster import lagging
 from lockgate.domain.digests import Digest
@@ -31,6 +32,7 @@ from lockgate.domain.images import ImageRef
 from lockgate.domain.release_state import Occupant, Phase, ReleaseState, Slot
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
 from lockgate.errors import ClusterError
+from serving.engines.registry import ENGINES
 from serving.kubernetes_cluster import Gateway, KubernetesCluster
 
 KSERVE = (LLM_SERVICES, INFERENCE_SERVICES, REVISIONS, ACCOUNTS)
@@ -305,6 +307,23 @@ def waiting(kubernetes: Kubernetes, reason: str, restarts: int) -> None:
     container = item["status"]["containerStatuses"][0]
     container.update(restartCount=restarts, started=False, state={"waiting": {"reason": reason}})
     kubernetes.put(PODS, item)
+
+
+def test_only_restarts_of_the_server_count_and_not_those_of_what_stands_beside_it(
+    kubernetes: Kubernetes,
+) -> None:
+    assert {getattr(e, "container", e.name) for e in ENGINES.values()} == ENGINE_CONTAINERS
+    kubernetes.sync(manifests(state()))
+    kubernetes.settle()
+    (item,) = kubernetes.items(PODS)
+    item["status"]["containerStatuses"] += [
+        {"name": "istio-proxy", "started": True, "restartCount": 7, "state": {"running": {}}}
+    ]
+    item["status"]["containerStatuses"][0]["restartCount"] = 2
+    kubernetes.put(PODS, item)
+    slot = cluster(kubernetes).slot_status("smol", "a")
+    assert slot is not None
+    assert [pod.restarts for pod in slot.pods] == [2]
 
 
 @pytest.mark.parametrize(
