@@ -73,7 +73,7 @@ and lets a canary pass the soonest."""
 _LARGEST_DRIFT = 3.0
 """Standard deviation of the log ratio up to which drift is thought of at all (20-fold)."""
 
-_AVERAGED_WORSE, _AVERAGED_WITHIN = 0.2, 1.0
+_AVERAGED_WORSE, _AVERAGED_WITHIN = 0.2, 1.5
 """Nats taken off where drift is possible: the bound holds averaged over the drifts that the null thinks of, and
 this much is what it may be missed by at a single one: the declared, and for a pass also one half as large again
 over seconds (docs/calibration.md)."""
