@@ -208,11 +208,13 @@ def test_a_version_takes_stables_place_on_offline_evidence_and_gives_it_back(
     old = Workspace(site.settings).cluster().slot_status(MODEL, Slot.A)
     assert old is None or not old.pods, "there is room for one version only"
     wait_until(lambda: ask(site) == "b", 30, "the new version answers")
-    for _ in range(40):
-        if not phase_is(Phase.BAKING):
-            break
-        ask(site)
-    wait_until(lambda: phase_is(Phase.STABLE), 400, "the old version stands again")
+
+    def judged_by_its_answers() -> bool:
+        if phase_is(Phase.BAKING):
+            ask(site)
+        return phase_is(Phase.STABLE)
+
+    wait_until(judged_by_its_answers, 400, "the old version stands again")
     assert driver.wait(240) == 0, log.read_text()
     ended = site.state()
     assert ended.last is not None and ended.last.outcome is Outcome.ROLLED_BACK

@@ -42,7 +42,7 @@ def site(
     registry.start()
     try:
         with (
-            running_postgres(postgresql, tmp_path / "postgres") as database,
+            running_postgres(postgresql) as database,
             running_prefect(database, tmp_path / "server") as url,
         ):
             found = Site(tmp_path, registry.host, url)

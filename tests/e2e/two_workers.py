@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,16 +25,21 @@ from tests.integration.oci.conftest import free_port
 
 
 @contextmanager
-def running_postgres(programs: Path, directory: Path) -> Iterator[str]:
+def running_postgres(programs: Path) -> Iterator[str]:
     """A server on a free port of the loopback; yields Prefect's address of its database. It does not run as root."""
-    user = "postgres" if os.geteuid() == 0 else None
+    # Not under pytest's directories: they are for one user only, and their names too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as place:
+        directory = Path(place)
+        user = "postgres" if os.geteuid() == 0 else None
+        if user is not None:
+            shutil.chown(directory, user)
+        with _postgres_in(directory, programs, user) as database:
+            yield database
+
+
+@contextmanager
+def _postgres_in(directory: Path, programs: Path, user: str | None) -> Iterator[str]:
     data, port = directory / "data", free_port()
-    directory.mkdir()
-    if user is not None:
-        shutil.chown(directory, user)
-        for parent in directory.parents[:3]:  # pytest makes its directories for one user only
-            if parent.owner() == "root" and parent != Path("/tmp"):
-                parent.chmod(0o755)
     run = {"user": user, "cwd": "/", "check": True, "timeout": 120, "capture_output": True}
     initdb = [
         programs / "initdb",
