@@ -38,6 +38,8 @@ PASSED_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "CUDA_VISIBLE_DE
 STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.25
 _LOG_TAIL_BYTES = 4000
+_SOCKET_NAME_BYTES = 1 + 36
+"""A UUID, as vLLM names its sockets."""
 
 
 class ProcessServer:
@@ -82,6 +84,13 @@ def private_environment(directory: Path) -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(directory / "vllm-cache"),
         "VLLM_CONFIG_ROOT": str(directory / "vllm-config"),
     }
+
+
+def temporary_environment(directory: Path) -> dict[str, str]:
+    """`directory` for a server's temporary files: an engine that is killed leaves its sockets there. Left to the system's where
+    a socket's name would not fit into `directory` (unix(7): 107 bytes)."""
+    fits = len(os.fsencode(directory)) + _SOCKET_NAME_BYTES <= 107
+    return {"TMPDIR": str(directory)} if fits else {}
 
 
 def log_tail(path: Path) -> str:
@@ -139,6 +148,7 @@ def serve(
         environment = {
             **base_environment(),
             **private_environment(Path(home)),
+            **temporary_environment(Path(home)),
             **engine.environment(serving),
             **engine.placement(cores, lent.gpus),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -51,7 +52,8 @@ class StepMetrics:
         self.verdict: JudgeVerdict | None = None
         self._heard: dict[Track, float] = {}
         """Time of the newest scrape of each track."""
-        self._seen = time.time()
+        self._ahead, self._latest = 0.0, -math.inf
+        self._seen = self._now()
         self._paged: str | None = None
         self._looked = False
         # While replicas change hands nothing is decided from metrics: a server that loads is not one that crashed.
@@ -60,19 +62,23 @@ class StepMetrics:
         """Whether there is anything to judge, be it readable or not."""
         if self.judged:
             self._began = parse_time(state.since or rfc3339(datetime.now(UTC))).timestamp()
-            self._seen = self._began
+            self._seen = -math.inf
+            self._saw(self._began)
             self._open()
 
     def unseen_seconds(self) -> float:
         """How long nothing has been observed."""
-        return max(0.0, time.time() - self._seen)
+        now = self._now()
+        # Nothing is seen in the future: that it once seemed so is no reason to wait for it.
+        self._seen = min(self._seen, now)
+        return now - self._seen
 
     def look(self, status: ClusterStatus | None) -> float | None:
         """Hear what there is to hear; afterwards `verdict` is the newest. Where metrics are stored elsewhere: the longest time
         that was not observed since the last entry of the trace, as it is known now; None where nobody else would know."""
         if not self.judged:
             if status is not None:
-                self._seen = time.time()
+                self._seen = self._now()
             return None
         if self._judge is None and time.monotonic() - self._opened > REOPEN_SECONDS:
             self._open()
@@ -122,7 +128,24 @@ class StepMetrics:
 
     def _saw(self, newest: float | None) -> None:
         if newest is not None:
-            self._seen = max(self._seen, min(newest, time.time()))
+            if self._workspace.settings.prometheus_url is None:
+                self._latest = max(self._latest, newest)
+            self._seen = max(self._seen, min(newest, self._now()))
+
+    def _now(self) -> float:
+        """This machine's time. It does not fall behind what it told, nor behind the trace: an hour that somebody sets it back
+        would be an hour in which the judge hears of nothing new. What is stored elsewhere has a clock of its own."""
+        wall = time.time()
+        if self._workspace.settings.prometheus_url is not None:
+            return wall
+        if wall >= self._latest:
+            self._ahead = 0.0
+        elif wall + self._ahead < self._latest:
+            self._ahead = self._latest - wall
+            if self._ahead >= 1:
+                logger.warning("this machine's clock is %.0f s behind the trace's", self._ahead)
+        self._latest = wall + self._ahead
+        return self._latest
 
     def _blinded(self, path: Path, error: Exception) -> None:
         """No judge any more, and nothing is seen. A fail stands; what was passed before may have ceased to be well."""
@@ -157,7 +180,7 @@ class StepMetrics:
         except LockgateError as error:
             logger.warning("no metrics: %s", error.message)
             return None
-        now = time.time()
+        now = self._now()
         settings = self._workspace.settings
         stored = settings.prometheus_url is not None
         if not stored:
@@ -193,7 +216,7 @@ class StepMetrics:
         `in_turn`: as a driver would have heard them that had looked all the while, so that one which comes late counts the
         holes in what is stored, and not its own absence.
         """
-        unseen, now = 0.0, time.time()
+        unseen, now = 0.0, self._now()
         waiting: Sequence[Scrape] = records
         if in_turn:
             waiting = sorted(records, key=lambda record: record.time)

@@ -28,6 +28,7 @@ from lockgate.errors import ClusterError
 from serving.ephemeral import log_tail
 from serving.local.config import AgentConfig
 from serving.local.envoy_config import cluster_name
+from serving.local.launch import scratch_directory
 from serving.local.records import AGENT_VARIABLE, CLUSTER_VARIABLE, SUPERVISOR_VARIABLE
 from serving.ports import LOOPBACK, PortReservation
 from serving.processes import ProcessId, end, marked, signal_leader
@@ -158,7 +159,10 @@ class LocalCluster:
             end(process, term_seconds=max(0.0, deadline - time.monotonic()))
         for process in marked(CLUSTER_VARIABLE, identity):
             end(process, term_seconds=0)
-        shutil.rmtree(self.directory / "pods", ignore_errors=True)
+        pods = self.directory / "pods"
+        for pod in sorted(pods.iterdir()) if pods.is_dir() else ():
+            shutil.rmtree(scratch_directory(identity, pod.name), ignore_errors=True)
+        shutil.rmtree(pods, ignore_errors=True)
         for record in (self.directory / "gateway" / "envoy.json", self.directory / "agent.json"):
             record.unlink(missing_ok=True)
 

@@ -7,14 +7,17 @@ and environment becomes the directory that stands for it, and the engine is told
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lockgate.errors import ServingError
 from serving.engines.registry import engine as engine_named
-from serving.ephemeral import base_environment
+from serving.ephemeral import base_environment, temporary_environment
 from serving.local.cpu_pool import CpuLease
 from serving.local.desired import PodTemplate
 from serving.local.gpu_pool import GpuLease
@@ -52,6 +55,22 @@ def translated(text: str, mounts: Mapping[str, str]) -> str:
     return text
 
 
+def scratch_directory(cluster: str, pod: str) -> Path:
+    """Where a pod's server keeps temporary files: short, for sockets, and the same for every agent that looks after the pod."""
+    name = hashlib.sha256(f"{cluster}/{pod}".encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"lockgate-pod-{name}"
+
+
+def _emptied(directory: Path) -> Path:
+    """As a container's own layer: nothing of an earlier start is in it, and nobody else may look."""
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise ServingError(f"no directory for temporary files: {error}") from error
+    return directory
+
+
 def launch(
     template: PodTemplate,
     *,
@@ -85,6 +104,7 @@ def launch(
         )
         environment = {
             **base_environment(),
+            **temporary_environment(_emptied(scratch_directory(cluster, name))),
             **{key: translated(value, mounts) for key, value in template.env},
             **engine.placement(() if template.gpu else lease.cores, lent.gpus),
             CLUSTER_VARIABLE: cluster,

@@ -27,7 +27,7 @@ from serving.local.cpu_pool import CpuPool
 from serving.local.desired import PodTemplate
 from serving.local.gpu_pool import GpuPool
 from serving.local.images import Admission
-from serving.local.launch import launch
+from serving.local.launch import launch, scratch_directory
 from serving.local.probing import ProbeFailed, check, until_started
 from serving.local.records import PodRecord, write_record
 from serving.ports import LOOPBACK
@@ -146,7 +146,9 @@ class Pod:
             if self.record.process is not None or await self._start():
                 await self._attend()
         await self._end()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        scratch = scratch_directory(self._context.config.cluster, self.name)
+        for directory in (self.directory, scratch):
+            shutil.rmtree(directory, ignore_errors=True)
         self._context.changed()
 
     async def _start(self) -> bool:

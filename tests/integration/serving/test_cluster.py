@@ -18,7 +18,7 @@ from lockgate.adapters.metrics import AccessLogReader, scrape
 from lockgate.domain.release_state import Phase, Slot
 from lockgate.errors import ClusterError
 from serving.local.cluster import LocalCluster
-from serving.processes import ProcessId, marked
+from serving.processes import ProcessId, environment_of, marked
 
 
 def pids(world: World) -> dict[str, int | None]:
@@ -279,10 +279,15 @@ def test_up_twice_starts_nothing_and_down_leaves_nothing(world: World) -> None:
     again = world.cluster.up()
     assert (again.pid, again.gateway.pid) == (first.pid, first.gateway.pid)
     identity = first.cluster
+    (server,) = first.models[MODEL].slots["a"].pods
+    assert server.pid is not None
+    temporary = Path(environment_of(server.pid)["TMPDIR"])
+    (temporary / "a-socket-that-nobody-removes").touch()
     bystander = ProcessId.of(os.getpid())
     world.cluster.down()
     assert list(marked("LOCKGATE_LOCAL_CLUSTER", identity)) == []
     assert not world.cluster.running()
+    assert not temporary.exists()
     assert bystander is not None
     assert bystander.alive()
     with pytest.raises(ClusterError, match="does not run"):

@@ -15,7 +15,7 @@ from lockgate.domain.release_state import ReleaseState
 from lockgate.domain.rollout import AbortRequested, Transition, TransitionKind, advance
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.trace import TRACKS, to_line
-from lockgate.settings import WorkspaceLayout
+from lockgate.settings import Settings, WorkspaceLayout
 from tasks import by_hand, driving, step_metrics
 from tasks.step_trace import StepTrace
 from tests.unit.rollout.test_baking import scrapes
@@ -77,7 +77,7 @@ def test_a_person_rolls_back_a_canary_whose_trace_nobody_can_read_or_write(
     cluster = SimpleNamespace(status=lambda: ClusterStatus.model_construct(models={}))
     workspace = SimpleNamespace(
         gitops=SimpleNamespace(sync=lambda: None, read_state=lambda *_: STATE),
-        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path),
+        cluster=lambda _: cluster, layout=WorkspaceLayout(tmp_path), settings=Settings(),
     )  # fmt: skip
     asked: list[AbortRequested] = []
     monkeypatch.setattr(driving.Workspace, "current", lambda: workspace)

@@ -14,7 +14,7 @@ import pytest
 from lockgate.domain.cluster import ClusterStatus, ModelStatus, PodStatus, SlotStatus
 from lockgate.domain.rollout import Look, SlotReadiness, Transition, advance
 from lockgate.domain.rollout.transitions import parse_time, rfc3339
-from lockgate.settings import WorkspaceLayout
+from lockgate.settings import Settings, WorkspaceLayout
 from tasks import driving
 from tasks.watching import Watcher
 from tests.unit.rollout.world import BEGIN, SPEC, in_canary, look
@@ -45,7 +45,9 @@ def seen(tmp_path: Path, *pods: PodStatus) -> SlotReadiness:
     )  # fmt: skip
     status = ClusterStatus.model_construct(models={"m": model})
     workspace: Any = SimpleNamespace(
-        cluster=lambda _: SimpleNamespace(status=lambda: status), layout=WorkspaceLayout(tmp_path)
+        cluster=lambda _: SimpleNamespace(status=lambda: status),
+        layout=WorkspaceLayout(tmp_path),
+        settings=Settings(),
     )
     found = Watcher(workspace, STATE, judging=False).slots().b
     assert found is not None

@@ -128,3 +128,41 @@ def test_more_replicas_than_git_names_are_wanted_for_a_raise_only(tmp_path: Path
         seen = watcher.slots().a
         assert seen is not None
         assert (seen.sized, seen.enough) == (sized, enough)
+
+
+@pytest.mark.parametrize("when", ["once", "before this driver", "as the step began"])
+def test_a_clock_that_was_ahead_keeps_nobody_from_seeing_a_canary_fall_ill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    step = SPEC.steps[0].model_copy(update={"weight": 50})
+    state = in_canary(SPEC.model_copy(update={"steps": (step,)})).state
+    assert state.since is not None
+    start = parse_time(state.since).timestamp() - (100 if when == "as the step began" else 0)
+    clock, passed = [start], [0]
+    monkeypatch.setattr(
+        step_metrics, "time", SimpleNamespace(time=lambda: clock[0], monotonic=time.monotonic)
+    )
+
+    def ill() -> float:
+        """From the twentieth second on a third of its answers are errors."""
+        return max(0, passed[0] - 20) / max(1, passed[0]) / 3
+
+    def scrape(*_: Any, time: float, **__: Any) -> list[Scrape]:
+        return [
+            replace(list(scrapes(track, start, passed[0] + 1, errors=errors))[-1], time=time)
+            for track, errors in (("baseline", 0.0), ("canary", ill()))
+        ]
+
+    monkeypatch.setattr(step_metrics.metrics, "scrape", scrape)
+    watcher = watched(tmp_path, state)
+    for second in range(0, 70, 2):
+        clock[0], passed[0] = start + second, second
+        if when != "as the step began" and second == 10:
+            clock[0] += 100
+        if when == "before this driver" and second == 12:
+            watcher = watched(tmp_path, state)
+        look = watcher.look()
+        assert look.blind_seconds < SPEC.outage_budget_seconds
+        if look.verdict is not None and look.verdict.verdict == "fail":
+            return
+    pytest.fail("it was not seen")

@@ -36,7 +36,7 @@ from lockgate.domain.rollout import (
     start,
 )
 from lockgate.domain.spec import CanarySpec, CanaryStep, ServingSpec
-from lockgate.settings import WorkspaceLayout
+from lockgate.settings import Settings, WorkspaceLayout
 from serving.engines.registry import engine
 from serving.manifests.kserve import render_services
 from serving.manifests.render import slot_objects
@@ -148,7 +148,9 @@ class World:
             status=lambda: ClusterStatus.model_construct(models={"smol": seen} if seen else {})
         )
         workspace: Any = SimpleNamespace(
-            cluster=lambda _: cluster, layout=WorkspaceLayout(Path("/nonexistent"))
+            cluster=lambda _: cluster,
+            layout=WorkspaceLayout(Path("/nonexistent")),
+            settings=Settings(),
         )
         unjudged = self.state.model_copy(update={"phase": Phase.DEPLOYING, "step": None})
         slots = Watcher(workspace, unjudged).slots()
