@@ -61,17 +61,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadscope`: unit tests go to whichever worker is free, what runs real processes stays together and in order
-    on one, while the others have nothing left to do."""
+    """With `--dist loadscope`: every unit test, and every file of tests of real processes, goes to whichever worker is free. The
+    demonstration, and what compares servers as it does, stay together and in order on one, last, while the others run out of work.
+    """
     if config.getvalue("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class RealProcessesTogether(LoadScopeScheduling):
+    class ByFolder(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith("tests/unit/") else "real processes"
+            if nodeid.startswith("tests/unit/"):
+                return nodeid
+            if nodeid.startswith(("tests/e2e/demonstration/", "tests/e2e/strategies/")):
+                return "compared"
+            return nodeid.partition("::")[0]
 
-    return RealProcessesTogether(config, log)
+    return ByFolder(config, log)
 
 
 def _provided(name: str, find: Callable[[], Path | None]) -> Path:

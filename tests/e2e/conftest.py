@@ -1,41 +1,7 @@
-"""The demonstration's workspace, shared by all end-to-end tests: they run in the order of their files' names."""
+"""Fixtures of all end-to-end tests. What shares the demonstration's workspace runs in the order of its files' names."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from e2e_site import Site
-
 from tests.integration.conftest import demo_model
 
-__all__ = ["demo", "demo_model"]
-
-
-@pytest.fixture(scope="session")
-def demo(
-    tmp_path_factory: pytest.TempPathFactory,
-    serving_python: Path,
-    quantization_python: Path,
-    demo_gguf: Path,
-    kubectl: Path,
-) -> Iterator[tuple[Site, subprocess.CompletedProcess[str]]]:
-    """The demonstration's run; the cluster is left up for the tests that follow, and ended after them.
-
-    LOCKGATE_E2E_WORKSPACE names a workspace in which it ran before, to try a single test again without the wait.
-    """
-    earlier = os.environ.get("LOCKGATE_E2E_WORKSPACE")
-    site = Site(Path(earlier) if earlier else tmp_path_factory.mktemp("demo"))
-    try:
-        run = site.run("demo", "--keep", timeout=2100)
-        if earlier:
-            site.run("up", "--no-server")
-        yield site, run
-    finally:
-        site.run("down", timeout=120)
+__all__ = ["demo_model"]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,18 @@ import pytest
 import yaml
 
 from lockgate.adapters.git import GitOpsRepository
+from lockgate.adapters.signing import KeySigner
+from lockgate.cli.demonstration import Demonstration
 from lockgate.domain.gitops import HistoryEntry
-from lockgate.domain.release_state import ReleaseState
+from lockgate.domain.release_state import Occupant, ReleaseState
+from lockgate.domain.rollout import start
+from lockgate.domain.rollout.transitions import rfc3339
+from lockgate.domain.spec import CanarySpec, ServingSpec
 from lockgate.settings import Settings
+from tasks import driving
+from tasks.bases import rendering_as_described, with_bases
 from tasks.workspace import Workspace
+from tests.published import publish
 
 MODEL = "smollm2"
 
@@ -45,6 +54,17 @@ QUICK: dict[str, Any] = {
     },
 }
 """Parts of a spec for tests that are not about the offline gates: little is measured, and much is allowed."""
+
+
+SERVING: dict[str, Any] = {
+    "served_model_name": MODEL,
+    "max_model_len": 1024,
+    "dtype": "bfloat16",
+    "args": ["--enforce-eager"],
+    "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
+    "drain_seconds": 10,
+    "pre_stop_seconds": 1,
+}
 
 
 @dataclass
@@ -146,6 +166,31 @@ class Site:
     def traffic(self) -> list[dict[str, Any]]:
         """Rows of the demonstration's own driver."""
         return read_rows(self.workspace / "traffic" / "rows.jsonl")
+
+
+def deploy(site: Site, serving: dict[str, Any], canary: dict[str, Any]) -> Occupant:
+    """The commit that begins a release, as the release flow makes it once the gates have been passed."""
+    workspace = Workspace(site.settings)
+    candidate, evidence = publish(
+        workspace.store,
+        KeySigner(site.settings.layout.private_key),
+        Demonstration(site.settings, 0, print).convert_model(),
+        ServingSpec.model_validate({**SERVING, **serving}),
+        decided_at=rfc3339(datetime.now(UTC)),
+        described=lambda found: with_bases(workspace, MODEL, "local", found),
+    )
+    release = f"{MODEL}-{candidate.digest.short}"
+    occupant = Occupant(candidate=candidate, release=release, evidence=evidence)
+    driving.apply(
+        workspace,
+        MODEL,
+        "local",
+        lambda newest: start(
+            newest, occupant, CanarySpec.model_validate(canary), datetime.now(UTC)
+        ),
+        rendering_as_described(workspace, candidate),
+    )
+    return occupant
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

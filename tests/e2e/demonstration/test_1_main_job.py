@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from e2e_site import MODEL, Site
 
 from lockgate import environments
 from lockgate.domain.attestation import GATE_TYPE, PROVENANCE_TYPE, SBOM_TYPE
@@ -21,6 +20,7 @@ from lockgate.domain.release_state import Outcome, Phase
 from tasks.reporting import recorded_outcomes
 from tasks.supply import verifications
 from tasks.workspace import Workspace
+from tests.e2e.e2e_site import MODEL, Site
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from e2e_site import QUICK, wait_until
 
 from lockgate.adapters.git import GitOpsRepository
 from lockgate.adapters.oci import open_store
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.release_state import Outcome, Phase, ReleaseState
 from lockgate.environments import REPOSITORY
+from tests.e2e.apart.test_deployments import asked, prefect
+from tests.e2e.apart.two_workers import Site, kill, running_postgres, running_prefect
+from tests.e2e.e2e_site import QUICK, wait_until
 from tests.integration.oci.conftest import RunningRegistry
-
-sys.path.insert(0, str(Path(__file__).parent))
-from two_workers import Site, kill, running_postgres, running_prefect
-
-from tests.e2e.test_4_deployments import asked, prefect
 
 BASE = REPOSITORY / "lockgate" / "demo" / "base.yaml"
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from e2e_site import Site, wait_until
+
+from tests.e2e.e2e_site import Site, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FLOWS = (
     "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "quantize", "measure", "sign",
     "track", "release-tracked", "rescan", "scan-served", "garbage-collection",

@@ -1,7 +1,7 @@
 """What a release may do beside the demonstration's road, with real vLLM: a fresh baseline, a promotion by hand, a bake watched
 by its own flow against absolute objectives, and a version that takes stable's place without a canary.
 
-Before the demonstration, in a workspace of its own. Its candidates are signed without having been measured.
+In a workspace of its own. Its candidates are signed without having been measured.
 """
 
 from __future__ import annotations
@@ -12,35 +12,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from e2e_site import MODEL, Site, read_rows, wait_until
 
 from lockgate.adapters.git import EMBEDDED
-from lockgate.adapters.signing import KeySigner
-from lockgate.cli.demonstration import Demonstration
-from lockgate.domain.release_state import Occupant, Outcome, Phase, Slot
-from lockgate.domain.rollout import start
-from lockgate.domain.rollout.transitions import rfc3339
-from lockgate.domain.spec import CanarySpec, ServingSpec
-from tasks import driving
-from tasks.bases import rendering_as_described, with_bases
+from lockgate.domain.release_state import Outcome, Phase, Slot
 from tasks.workspace import Workspace, initialise
-from tests.published import publish
+from tests.e2e.e2e_site import MODEL, Site, deploy, read_rows, wait_until
 
-SERVING: dict[str, Any] = {
-    "served_model_name": MODEL,
-    "max_model_len": 1024,
-    "dtype": "bfloat16",
-    "args": ["--enforce-eager"],
-    "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
-    "drain_seconds": 10,
-    "pre_stop_seconds": 1,
-}
 BROKEN_OBJECTIVE = {"bake_seconds": 600, "slos": {"e2e": {"seconds": 0.016}}}
 """No answer is ever as quick."""
 PROBES = {
@@ -71,31 +52,6 @@ def site(
         yield site
     finally:
         site.run("down", timeout=120)
-
-
-def deploy(site: Site, serving: dict[str, Any], canary: dict[str, Any]) -> Occupant:
-    """The commit that begins a release, as the release flow makes it once the gates have been passed."""
-    workspace = Workspace(site.settings)
-    candidate, evidence = publish(
-        workspace.store,
-        KeySigner(site.settings.layout.private_key),
-        Demonstration(site.settings, 0, print).convert_model(),
-        ServingSpec.model_validate({**SERVING, **serving}),
-        decided_at=rfc3339(datetime.now(UTC)),
-        described=lambda found: with_bases(workspace, MODEL, "local", found),
-    )
-    release = f"{MODEL}-{candidate.digest.short}"
-    occupant = Occupant(candidate=candidate, release=release, evidence=evidence)
-    driving.apply(
-        workspace,
-        MODEL,
-        "local",
-        lambda newest: start(
-            newest, occupant, CanarySpec.model_validate(canary), datetime.now(UTC)
-        ),
-        rendering_as_described(workspace, candidate),
-    )
-    return occupant
 
 
 def watch(site: Site) -> str:

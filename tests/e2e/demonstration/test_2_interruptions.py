@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from e2e_site import MODEL, Site, wait_until
+import yaml
 
 from lockgate.cli.prefect_server import stop_server
 from lockgate.cli.reconciler import ensure_reconciler, stop_reconciler
 from lockgate.domain.judge import judge_lines
 from lockgate.domain.release_state import Outcome, Phase
 from tasks.judging import judge_config
+from tests.e2e.e2e_site import MODEL, Site, deploy, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 
@@ -112,7 +113,9 @@ def test_unobserved_for_longer_than_the_budget_the_traffic_goes_back_to_stable(
     step = {"weight": 50, "min_seconds": 45, "max_seconds": 420}
     canary = {"steps": [step], "outage_budget_seconds": budget}
     spec = site.spec(2, "unobserved", serving={"max_num_seqs": 23}, canary=canary)
-    flow = committed_release(site, spec, log)
+    made = yaml.safe_load(spec.read_text())
+    deploy(site, made["serving"], made["canary"])
+    flow = site.start("reconcile", MODEL, log=log)
     with site.running_traffic(tmp_path / "rows.jsonl"):
         wait_until_judged(site, flow, log)
         candidate = site.state().occupant(site.state().free_slot)

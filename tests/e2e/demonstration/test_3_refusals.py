@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e_site import MODEL, Site
 
 from lockgate.adapters.signing import generate_key
 from lockgate.domain.release_state import Phase
+from tests.e2e.e2e_site import MODEL, Site
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 
