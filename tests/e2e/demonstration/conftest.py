@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.e2e_site import Site
+from tasks.workspace import Workspace
+from tests.e2e.e2e_site import MODEL, Site, wait_until
 
 
 @pytest.fixture(scope="package")
@@ -30,6 +31,14 @@ def demo(
         run = site.run("demo", "--keep", timeout=2100)
         if earlier:
             site.run("up", "--no-server")
+            wait_until(lambda: stands(site), 300, "stable is ready again")
         yield site, run
     finally:
         site.run("down", timeout=120)
+
+
+def stands(site: Site) -> bool:
+    stable = site.state().stable
+    assert stable is not None
+    slot = Workspace(site.settings).cluster().slot_status(MODEL, stable)
+    return slot is not None and slot.ready > 0
