@@ -15,11 +15,11 @@ def promote(request: PromoteRequest) -> ReleaseState:
 
     Never past a denial, a fail, a verification that is missing or failed, or a step that needs a signed approval.
     """
+    held = by_hand.read_held(request.model, request.environment)
     if request.resume:
-        held = by_hand.read_held(request.model, request.environment)
         return by_hand.commit_resume(
             request.model, request.environment, request.reason, request.requested_by, held
         )
     return by_hand.commit_promotion(
-        request.model, request.environment, request.step, request.reason, request.requested_by
+        request.model, request.environment, request.step, request.reason, request.requested_by, held
     )

@@ -52,4 +52,10 @@ def watch(seconds: float, environment: str = "local") -> None:
                 reconcile(environment=environment)
         except LockgateError as error:
             logger.warning("%s", error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ):  # a lost lease is none of Exception's; and who else would drive the other releases?
+            logger.exception("this look has failed: the next one is in %.0f s", seconds)
         time.sleep(seconds)

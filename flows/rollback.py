@@ -15,6 +15,7 @@ def rollback(request: RollbackRequest) -> ReleaseState:
 
     The driver sees the new state and empties the slot once it is drained; if there is no driver, reconcile does.
     """
+    meant = by_hand.read_under_way(request.model, request.environment)
     return by_hand.commit_abort(
-        request.model, request.environment, request.reason, request.requested_by
+        request.model, request.environment, request.reason, request.requested_by, meant
     )

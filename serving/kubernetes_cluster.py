@@ -6,6 +6,7 @@ from the live objects; the agent's word is in the status, for the message to the
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from lockgate.domain.cluster import ClusterStatus, GatewayStatus, RouteStatus, S
 from lockgate.domain.release_state import ReleaseState, Slot
 from lockgate.errors import ClusterError
 from serving.manifests.names import namespace, slot_name
+
+logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 2.0
 """The route is watched, being the last object that a commit changes; slots are looked at again this often."""
@@ -64,10 +67,14 @@ class KubernetesCluster:
         self._models = ModelReader(self._reader, namespace(environment))
 
     def status(self) -> ClusterStatus:
-        models = {
-            name: self._models.observe(name, self._url(name)).status
-            for name in sorted(self._models.models())
-        }
+        models, unreadable = {}, []
+        for name in sorted(self._models.models()):
+            try:
+                models[name] = self._models.observe(name, self._url(name)).status
+            except ClusterError as error:
+                # One model's broken objects keep nobody from seeing the others.
+                logger.warning("%s", error.message)
+                unreadable.append(error.message)
         head, synced, trouble = None, None, None
         if self._agent is not None:
             try:
@@ -84,7 +91,7 @@ class KubernetesCluster:
             head=head,
             synced=synced,
             fetched=None,
-            sync_error=trouble,
+            sync_error="; ".join([*([trouble] if trouble else []), *unreadable]) or None,
             gateway=GatewayStatus(),
             models=models,
         )

@@ -17,9 +17,24 @@ from tasks.watching import Watcher
 from tasks.workspace import Workspace
 
 
+@step(name="read-release-under-way", cache_policy=NO_CACHE, **TRANSIENT)
+def read_under_way(model: str, environment: str) -> str:
+    """Id of the release under way.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _under_way(_newest(model, environment))
+
+
 @step(name="abort-release", cache_policy=NO_CACHE, **TRANSIENT)
-def commit_abort(model: str, environment: str, reason: str, requested_by: str) -> ReleaseState:
+def commit_abort(
+    model: str, environment: str, reason: str, requested_by: str, meant: str | None = None
+) -> ReleaseState:
     """End the release under way because a person says so: traffic back to stable, the candidate denylisted.
+
+    `meant`: the release's id, read before the first attempt. So another attempt, after one whose commit landed unnoticed, neither
+    complains that nothing is under way nor ends the release that has begun since. Without it: the release of now.
 
     Raises:
         UsageError: nothing is under way.
@@ -27,13 +42,18 @@ def commit_abort(model: str, environment: str, reason: str, requested_by: str) -
             was first, and has promoted it.
     """
     workspace = Workspace.current()
-    workspace.gitops.sync()
-    state = workspace.gitops.read_state(model, environment)
-    release = state.release_under_way
-    if release is None:
-        raise UsageError(
-            f"no release of {model} is under way in {environment} ({state.phase}): nothing to roll back",
-            hint="to serve an older version again, release its spec",
+    state = _newest(model, environment)
+    release = meant or _under_way(state)
+    if state.last is not None and state.last.release == release and not state.baking:
+        if state.last.outcome is Outcome.PROMOTED:
+            raise Refused(
+                f"{release} was promoted, and its bake is over: nothing is left to roll back"
+            )
+        return state
+    if state.release_under_way != release:
+        raise Refused(
+            f"{release} is under way no more ({describe(state)})",
+            hint="look at it: `lockgate status`",
         )
     # It needs to know which slots are ready, and nothing else: no trace that is readable, no disk with room.
     slots = Watcher(workspace, state, judging=False).slots()
@@ -99,18 +119,29 @@ def read_held(model: str, environment: str) -> ReleaseState:
 
 @step(name="promote-release", cache_policy=NO_CACHE, **TRANSIENT)
 def commit_promotion(
-    model: str, environment: str, step: int | None, reason: str, requested_by: str
+    model: str,
+    environment: str,
+    step: int | None,
+    reason: str,
+    requested_by: str,
+    held: ReleaseState | None = None,
 ) -> ReleaseState:
     """Take a held release to a step (counted from 1; None: to promotion) without the judge's pass, because a person says so.
 
     What every raise has to prove is proved here too: readiness, verification, a slot to go back to. A step that needs an
-    approval needs a signed one.
+    approval needs a signed one. `held`: as for `commit_resume`.
 
     Raises:
         UsageError: no release of the model is held, or it has no such step.
         Refused: what has to be proved was not within a minute, or the release must end.
     """
-    state = _held(model, environment)
+    state = _newest(model, environment)
+    if held is None or state.generation == held.generation:
+        state = _held(model, environment)
+    elif _was_promoted(state, held, step):
+        return state
+    else:
+        raise Refused(f"not promoted: the release has changed meanwhile: {describe(state)}")
     release, slot = state.release_under_way, state.canary_slot
     subject = state.occupant(slot) if slot is not None else None
     if release is None or subject is None or state.canary is None:
@@ -145,10 +176,35 @@ def commit_promotion(
         watcher.rest()
 
 
-def _held(model: str, environment: str) -> ReleaseState:
+def _newest(model: str, environment: str) -> ReleaseState:
     repository = Workspace.current().gitops
     repository.sync()
-    state = repository.read_state(model, environment)
+    return repository.read_state(model, environment)
+
+
+def _under_way(state: ReleaseState) -> str:
+    if state.release_under_way is None:
+        raise UsageError(
+            f"no release of {state.model} is under way in {state.environment} ({state.phase}): nothing to roll back",
+            hint="to serve an older version again, release its spec",
+        )
+    return state.release_under_way
+
+
+def _was_promoted(state: ReleaseState, held: ReleaseState, step: int | None) -> bool:
+    """Whether the very next commit after the hold was the promotion that was asked for."""
+    if state.generation != held.generation + 1 or state.phase is Phase.HELD:
+        return False
+    if state.release_under_way != held.release_under_way:
+        return False
+    steps = len(held.canary.steps) if held.canary is not None else 0
+    if step is not None and step <= steps:
+        return state.step == step - 1
+    return state.step is None or state.handing_over
+
+
+def _held(model: str, environment: str) -> ReleaseState:
+    state = _newest(model, environment)
     if state.phase is Phase.HELD and state.release_under_way is not None:
         return state
     hint = "a held release can be resumed or promoted by hand"

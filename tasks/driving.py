@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from lockgate.adapters.git import Build, CommitResult, Render
 from lockgate.domain.cluster import lagging
 from lockgate.domain.digests import Digest
-from lockgate.domain.gitops import verdict_path
+from lockgate.domain.gitops import model_of_state_path, verdict_path
 from lockgate.domain.release_state import (
     TERMINAL_PHASES,
     Phase,
@@ -37,7 +37,7 @@ from lockgate.domain.rollout import (
     advance,
 )
 from lockgate.domain.rollout.transitions import parse_time
-from lockgate.errors import LockgateError
+from lockgate.errors import GitError, LockgateError
 from serving.manifests import render
 from tasks.approving import ask_before, asked_again, somebody_decided
 from tasks.events import tell_in_force, tell_transition
@@ -65,16 +65,33 @@ def read_state(model: str, environment: str) -> ReleaseState:
 
 @step(name="releases-under-way", cache_policy=NO_CACHE, **TRANSIENT)
 def releases_under_way(environment: str, model: str | None) -> list[ReleaseState]:
-    """States that somebody has to drive on: neither finished nor waiting for a person only."""
+    """States that somebody has to drive on: neither finished nor waiting for a person only.
+
+    One that cannot be read stands in no other one's way.
+
+    Raises:
+        GitError: the state of `model` cannot be read; or one in `environment` cannot, and there is no other to drive.
+    """
     repository = Workspace.current().gitops
     repository.sync()
-    return [
+    unreadable: list[GitError] = []
+
+    def skip(path: str, error: GitError) -> None:
+        logger.error("nobody drives %s: %s", path, error)
+        names = model_of_state_path(path)
+        if names is not None and names[1] == environment and model in (None, names[0]):
+            unreadable.append(error)
+
+    found = [
         state
-        for state in repository.states()
+        for state in repository.states(unreadable=skip)
         if state.environment == environment
         and model in (None, state.model)
         and state.phase not in TERMINAL_PHASES
     ]
+    if unreadable and not found:
+        raise unreadable[0]
+    return found
 
 
 def describe(state: ReleaseState) -> str:

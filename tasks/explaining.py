@@ -99,6 +99,9 @@ class _Committed:
 
     def result(self) -> tuple[Result, str]:
         last, state = self.state.last, self.state
+        under_way = state.release_under_way
+        if state.phase is Phase.HELD and under_way is not None and under_way == self.known.release:
+            return "waiting", f"held: {state.held_reason}"
         if last is not None and last.release == self.known.release:
             results: dict[Outcome, Result] = {
                 Outcome.PROMOTED: "promoted",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lockgate.domain.judge import (
@@ -23,7 +25,7 @@ from lockgate.domain.release_state import Phase, ReleaseState
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins
 from lockgate.domain.trace import RequestRow, Scrape
-from lockgate.errors import UsageError
+from lockgate.errors import MetricsError, UsageError
 
 SETTLE_SECONDS = 4.0
 """After a change of weight: until agents and gateways have followed, a scrape says nothing about the split."""
@@ -120,6 +122,18 @@ def step_alpha(spec: CanarySpec) -> float:
     return spec.alpha / max(1, len(spec.steps) + judged)
 
 
+@contextmanager
+def _judgeable() -> Iterator[None]:
+    """What no server should send may be too much for the judge: that is want of metrics, and no end of its driver."""
+    try:
+        yield
+    except (ArithmeticError, ValueError, LookupError, TypeError) as error:
+        raise MetricsError(
+            f"the servers' numbers cannot be judged: {type(error).__name__}: {error}",
+            hint="keep the trace for a report of this fault, and move it away: the step is then judged from now on",
+        ) from error
+
+
 class StepJudge:
     """What watches one step or bake: the comparison of both tracks, and absolute SLOs in a bake that has them."""
 
@@ -174,10 +188,12 @@ class StepJudge:
         self._judge, self._objectives = state
 
     def observe(self, record: Scrape | RequestRow) -> None:
-        if self._judge is not None and record.time <= self._compared_until:
-            self._judge.observe(record)
-        if self._objectives is not None:
-            self._objectives.observe(record)
+        """Take one record. Raises MetricsError where its numbers are none that can be judged, as do `decided` and `look`."""
+        with _judgeable():
+            if self._judge is not None and record.time <= self._compared_until:
+                self._judge.observe(record)
+            if self._objectives is not None:
+                self._objectives.observe(record)
 
     def decided(self) -> JudgeReport | None:
         """The report of the moment at which a pass or a fail was reached; of a bake a fail only: it is judged to its end.
@@ -186,7 +202,11 @@ class StepJudge:
         """
         if self._decided is not None and self._decided.verdict is Verdict.FAIL:
             return self._decided
-        report = self.look(None) if self._baking or self._judge is None else self._judge.decided()
+        if self._baking or self._judge is None:
+            report = self.look(None)
+        else:
+            with _judgeable():
+                report = self._judge.decided()
         if report is None or (self._baking and report.verdict is not Verdict.FAIL):
             return None
         if self._decided is None or report.verdict is Verdict.FAIL:
@@ -194,8 +214,9 @@ class StepJudge:
         return self._decided
 
     def look(self, now: float | None) -> JudgeReport | None:
-        compared = self._judge.look(now) if self._judge is not None else None
-        levels = self._objectives.report() if self._objectives is not None else None
+        with _judgeable():
+            compared = self._judge.look(now) if self._judge is not None else None
+            levels = self._objectives.report() if self._objectives is not None else None
         if levels is not None and compared is None:
             levels = without_control(levels)
         return combined(compared, levels)

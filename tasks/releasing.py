@@ -17,8 +17,8 @@ from lockgate.domain.candidates import Candidate
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates import Decision, GateReport
 from lockgate.domain.policy import Policy
-from lockgate.domain.release_state import Occupant, Outcome, Phase, ReleaseState
-from lockgate.domain.rollout import Transition, Wait, start
+from lockgate.domain.release_state import LastRelease, Occupant, Outcome, Phase, ReleaseState
+from lockgate.domain.rollout import Transition, Wait, must_leave, start
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import Recipe, ReleaseSpec
 from lockgate.domain.steps import Measurements, PreparedModel, ReleaseOutcome, StageSeconds
@@ -224,10 +224,20 @@ def conclude(
             durations.remember(
                 Workspace.current().records, step, took, work=canary and canary.to_data()
             )
-    if last is None or last.candidate != draft.candidate.digest:
+    release = committed.release_under_way
+    waits = ended.release_under_way == release and ended.phase in (
+        Phase.HELD,
+        Phase.AWAITING_APPROVAL,
+    )
+    if last is None or waits or not _is_of(last, draft, release):
         waiting = f"{ended.phase}" + (f": {ended.held_reason}" if ended.held_reason else "")
-        return _outcome(draft, gates, "waiting", waiting, ended, evidence)
-    return _outcome(draft, gates, last.outcome.value, last.reason, ended, evidence)
+        return _outcome(draft, gates, "waiting", waiting, ended, evidence, release)
+    return _outcome(draft, gates, last.outcome.value, last.reason, ended, evidence, release)
+
+
+def _is_of(last: LastRelease, draft: Draft, release: str | None) -> bool:
+    """Whether the release that ended last is this one: an earlier attempt at the candidate is another. None: there is none."""
+    return last.candidate == draft.candidate.digest and release in (None, last.release)
 
 
 def _outcome(
@@ -237,9 +247,10 @@ def _outcome(
     reason: str,
     ended: ReleaseState | None = None,
     evidence: Digest | None = None,
+    release: str | None = None,
 ) -> ReleaseOutcome:
     last = ended.last if ended is not None else None
-    mine = last is not None and last.candidate == draft.candidate.digest
+    mine = last is not None and _is_of(last, draft, release)
     return ReleaseOutcome.model_validate(
         {
             "model": draft.model,
@@ -250,7 +261,8 @@ def _outcome(
             "result": result,
             "phase": ended.phase if ended is not None else draft.phase,
             "outcome": Outcome(last.outcome) if last is not None and mine else None,
-            "release": last.release if last is not None and mine else None,
+            "release": last.release if last is not None and mine else release,
+            "leaving": result == "waiting" and ended is not None and must_leave(ended),
             "reason": reason,
             "evidence": evidence,
             "measurements": draft.measurements,

@@ -10,7 +10,6 @@ from contextvars import copy_context
 from threading import Thread
 
 from lockgate.domain.release_state import ReleaseState
-from lockgate.errors import LockgateError
 
 logger = logging.getLogger("lockgate.reconcile")
 
@@ -59,7 +58,7 @@ def drive_each(
         except queue.Empty:
             try:
                 begin(find())
-            except LockgateError as error:
+            except Exception as error:  # what is driven is driven on
                 logger.warning("looked for nothing new: %s", error)
             look_at = time.monotonic() + every
         else:

@@ -65,6 +65,10 @@ class StepMetrics:
             self._seen = -math.inf
             self._saw(self._began)
             self._open()
+        self._left_standing = state.phase is Phase.HELD and state.handing_over
+        """Replicas stopped changing hands half-way, and stay so: nobody judges that."""
+        if self._left_standing and state.since is not None:
+            self._seen = min(parse_time(state.since).timestamp(), self._now())
 
     def unseen_seconds(self) -> float:
         """How long nothing has been observed."""
@@ -77,7 +81,7 @@ class StepMetrics:
         """Hear what there is to hear; afterwards `verdict` is the newest. Where metrics are stored elsewhere: the longest time
         that was not observed since the last entry of the trace, as it is known now; None where nobody else would know."""
         if not self.judged:
-            if status is not None:
+            if status is not None and not self._left_standing:
                 self._seen = self._now()
             return None
         if self._judge is None and time.monotonic() - self._opened > REOPEN_SECONDS:
@@ -116,6 +120,7 @@ class StepMetrics:
             self._trace = StepTrace(path, layout.looks(*of_step))
             self._trace.judged_by(judge.config, layout.judge_config(*of_step))
             newest = self._trace.replay(judge)
+            decided = judge.decided()
         except (OSError, MetricsError) as error:
             self._saw(newest_entry(path))
             self._blinded(path, error)
@@ -124,7 +129,7 @@ class StepMetrics:
             logger.info("the step is judged again: %s", path)
         self._judge, self._paged = judge, None
         self._saw(newest)
-        self._conclude(judge.decided())
+        self._conclude(decided)
 
     def _saw(self, newest: float | None) -> None:
         if newest is not None:
@@ -201,11 +206,16 @@ class StepMetrics:
         except OSError as error:
             self._blinded(self._trace.path, error)
             return None
-        unseen, report = self._hear(judge, records, in_turn=stored)
+        try:
+            unseen, report = self._hear(judge, records, in_turn=stored)
+            decided = judge.decided()
+        except MetricsError as error:
+            self._blinded(self._trace.path, error)
+            return None
         self._trace.keep(judge)
         if report is not None:
             self._say(report)
-        self._conclude(judge.decided() or report)
+        self._conclude(decided or report)
         return unseen if stored else None
 
     def _hear(

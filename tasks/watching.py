@@ -228,7 +228,11 @@ class Watcher:
         slot = status.slot(self.state.model, self.state.free_slot.value)
         digest = subject.candidate.digest
         name = subject.candidate.serving.served_model_name
-        urls = [pod.url for pod in slot.pods if pod.url is not None] if slot is not None else []
+        # A predecessor may still be on its way out of the slot: its answers are its own.
+        there = slot is not None and slot.candidate == str(digest)
+        urls = (
+            [p.url for p in _own(slot) if p.url is not None] if slot is not None and there else []
+        )
         try:
             for url in urls:
                 smoke_generation(url, name)

@@ -161,8 +161,10 @@ class ReleaseOutcome(Frozen):
     """Of the source's files: their steps' logs are named by it."""
     scans: tuple[Digest, ...] = ()
     """Documents in the store: what the scanners found, also of a candidate that no attestation is about."""
+    leaving: bool = False
+    """It waits because it cannot be taken back: its traffic should leave it."""
 
     @property
     def accepted(self) -> bool:
-        """Whether the candidate serves, or may yet: refusals and rollbacks are not accepted."""
-        return self.result in ("promoted", "waiting", "already_stable")
+        """Whether the candidate serves, or may yet: refusals and rollbacks are not accepted, had or due."""
+        return not self.leaving and self.result in ("promoted", "waiting", "already_stable")

@@ -37,6 +37,9 @@ TRACKS: tuple[Track, Track] = ("baseline", "canary")
 LARGEST = 2.0**53
 """Beyond it a float does not count by ones any more."""
 
+SMALLEST = 1e-12
+"""Below it, and not zero, no server means what it says: squares and quotients of such values leave the range of a float."""
+
 
 COUNTED_HERE = "lockgate:"
 """Samples that the driver counts itself, by its own clock: they say nothing about anybody's metrics."""
@@ -92,14 +95,16 @@ class RequestRow:
 
 def usable(value: float) -> bool:
     """Whether a sample may have this value."""
-    return 0 <= value <= LARGEST
+    return value == 0 or SMALLEST <= value <= LARGEST
 
 
 def proper_histogram(
     le: Sequence[float], cumulative: Sequence[float], total: float
 ) -> Histogram | None:
-    """None where it is no proper one: rising bounds that end in +Inf, usable counts that never fall."""
+    """None where it is no proper one: rising, usable bounds (or their negatives) that end in +Inf, usable counts that never fall."""
     if not le or len(le) != len(cumulative) or le[-1] != math.inf:
+        return None
+    if not all(usable(abs(bound)) for bound in le[:-1]):
         return None
     rising = all(a < b for a, b in itertools.pairwise(le))
     monotone = all(a <= b for a, b in itertools.pairwise(cumulative))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -207,3 +208,24 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
             return answer
         time.sleep(1)
     pytest.fail(f"{what}: not within {seconds:.0f} s")
+
+
+def prefect(environment: dict[str, str], *arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def asked(environment: dict[str, str], what: str) -> list[dict[str, Any]]:
+    """All that the server knows of one kind."""
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{what}/filter", json={}, timeout=30)
+    answer.raise_for_status()
+    return list(answer.json())

@@ -71,6 +71,8 @@ def status_of(story: ReleaseStory) -> Status:
     if story.approval is not None:
         asked = f"{name} waits for approval of {story.approval.weight}% of the traffic"
         return Status("open", "waits for approval", asked, why)
+    if story.phase is Phase.HELD:
+        return Status("open", "held", f"{name} is held", why)
     if story.outcome is Outcome.ROLLED_BACK:
         return Status("bad", "rolled back", f"{name} was rolled back", why)
     if story.outcome is Outcome.ABORTED:
@@ -79,8 +81,6 @@ def status_of(story: ReleaseStory) -> Status:
         how = "is the first release and takes all traffic" if story.first else "was promoted"
         baking = "; the version before it is kept warm" if story.phase is Phase.BAKING else ""
         return Status("good", "promoted", f"{name} {how}{baking}", why)
-    if story.phase is Phase.HELD:
-        return Status("open", "held", f"{name} is held", why)
     if story.phase is None:
         return Status("open", "not released", f"{name} has not reached the release state", why)
     word = story.phase.value.replace("_", " ")

@@ -1,5 +1,6 @@
 """The rollout: a pure state machine from what Git says and what is seen to the next commit, or to patience."""
 
+from lockgate.domain.rollout.endings import must_leave
 from lockgate.domain.rollout.machine import advance, start
 from lockgate.domain.rollout.observations import (
     AbortRequested,
@@ -38,5 +39,6 @@ __all__ = [
     "Verification",
     "Wait",
     "advance",
+    "must_leave",
     "start",
 ]

@@ -10,6 +10,7 @@ from lockgate.domain.release_state import (
     Leaving,
     Outcome,
     Phase,
+    ReleaseState,
     Slot,
     VerdictRef,
 )
@@ -39,6 +40,15 @@ RELEASE_CLEARED: dict[str, Any] = {
     "control_ended": None,
     "leaving": None,
 }
+
+
+_MUST_LEAVE = "the traffic should leave the candidate"
+
+
+def must_leave(state: ReleaseState) -> bool:
+    """Whether the candidate is to be taken back and still has traffic."""
+    held = state.phase is Phase.HELD and (state.held_reason or "").startswith(_MUST_LEAVE)
+    return held or state.leaving is not None
 
 
 def end_if_in_danger(scene: Scene, look: Look) -> Transition | Wait | None:
@@ -138,7 +148,7 @@ def end(
         if fit is False:
             return hold(
                 scene,
-                f"the traffic should leave the candidate ({reason}), but the slot to fall back to is not ready",
+                f"{_MUST_LEAVE} ({reason}), but the slot to fall back to is not ready",
                 verdict=verdict,
                 requested_by=requested_by,
             )

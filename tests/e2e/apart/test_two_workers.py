@@ -17,9 +17,8 @@ from lockgate.adapters.oci import open_store
 from lockgate.domain.gitops import HistoryEntry
 from lockgate.domain.release_state import Outcome, Phase, ReleaseState
 from lockgate.environments import REPOSITORY
-from tests.e2e.apart.test_deployments import asked, prefect
 from tests.e2e.apart.two_workers import Site, kill, running_postgres, running_prefect
-from tests.e2e.e2e_site import QUICK, wait_until
+from tests.e2e.e2e_site import QUICK, asked, prefect, wait_until
 from tests.integration.oci.conftest import RunningRegistry
 
 BASE = REPOSITORY / "lockgate" / "demo" / "base.yaml"

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from lockgate.domain import gitops
 from lockgate.domain.digests import Digest
-from lockgate.domain.release_state import Outcome, Phase
-from lockgate.domain.rollout import HoldRequested, Look
+from lockgate.domain.release_state import Outcome, Phase, ReleaseState
+from lockgate.domain.rollout import HoldRequested, Look, advance
 from lockgate.errors import GitError, Refused, UsageError
 from tasks import by_hand, driving
 from tasks.watching import Slots
-from tests.integration.git.repositories import commits, git, make_remote, render, repository
-from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, verdict
+from tests.integration.git.repositories import (
+    commits,
+    git,
+    make_remote,
+    releasing,
+    render,
+    repository,
+    somebody_pushes,
+)
+from tests.unit.rollout.world import BEGIN, Rollout, in_canary, look, occupant, verdict
 
 NOTHING_ELSE = {"baseline": None, "live_generation": None}
 REPORT = {"verdict": "fail", "reasons": ["slow"]}
@@ -35,6 +46,21 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rollout:
     monkeypatch.setenv("LOCKGATE_PLAIN_HTTP", "true")
     monkeypatch.setattr(driving, "rendering", lambda workspace: render)
     return rollout
+
+
+def seeing(state: ReleaseState, before_committing: Callable[[], object] = list) -> type:
+    """A watcher that sees all well in `state`."""
+
+    class Seeing:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def look(self) -> Look:
+            return look(state)
+
+        def keep_report(self) -> None:
+            before_committing()
+
+    return Seeing
 
 
 def test_a_registry_outage_does_not_stop_a_rollback(canary: Rollout, tmp_path: Path) -> None:
@@ -87,6 +113,59 @@ def test_a_lift_that_is_said_again_lifts_no_hold_but_the_one_that_was_seen(
     assert driving.read_state.fn("m", "prod").phase is Phase.HELD
 
 
+def test_a_rollback_that_is_tried_again_is_done_and_ends_no_release_but_the_one_that_was_meant(
+    canary: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = look(canary.state)
+    monkeypatch.setattr(by_hand.Watcher, "slots", lambda _: Slots(seen.a, seen.b, **NOTHING_ELSE))
+    meant = by_hand.read_under_way.fn("m", "prod")
+    asked = "m", "prod", "it is slow", "mara", meant
+    landed = by_hand.commit_abort.fn(*asked)
+    assert by_hand.commit_abort.fn(*asked) == landed
+    later = datetime.now(UTC) + timedelta(hours=1)
+    repo = repository(tmp_path)
+    for build in (lambda drained: advance(drained, look(drained), later), releasing("next")):
+        assert repo.commit_transition("m", "prod", build, render).committed
+    newest = by_hand.commit_abort.fn(*asked)
+    assert newest.release_under_way == "r-next"
+    assert newest.is_denied(occupant("next").candidate.digest) is None
+
+
+def test_a_promotion_that_is_tried_again_is_done_and_a_new_hold_is_not_lifted_by_it(
+    canary: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
+    held = by_hand.read_held.fn("m", "prod")
+    monkeypatch.setattr(by_hand, "Watcher", seeing(held))
+    asked = "m", "prod", None, "good enough", "mara", held
+    landed = by_hand.commit_promotion.fn(*asked)
+    assert landed.phase is Phase.BAKING
+    assert by_hand.commit_promotion.fn(*asked) == landed
+    driving.commit("m", "prod", HoldRequested(release="r-new", by="paul", reason="INCIDENT"))
+    with pytest.raises(Refused, match="INCIDENT"):
+        by_hand.commit_promotion.fn(*asked)
+
+
+def test_a_state_that_cannot_be_read_stands_in_no_other_models_way(
+    canary: Rollout, tmp_path: Path
+) -> None:
+    def under_way(environment: str, model: str | None = None) -> list[str]:
+        return [s.model for s in driving.releases_under_way.fn(environment, model)]
+
+    somebody_pushes(
+        tmp_path, str(gitops.state_path("broken", "prod")), "newField: of a newer Lockgate\n"
+    )
+    assert under_way("prod") == under_way("prod", "m") == ["m"]
+    with pytest.raises(GitError, match="broken"):
+        under_way("prod", "broken")
+    somebody_pushes(
+        tmp_path, str(gitops.state_path("broken", "staging")), "newField: of a newer Lockgate\n"
+    )
+    with pytest.raises(GitError, match="broken"):
+        under_way("staging")
+    assert under_way("dev") == []
+
+
 def test_a_person_resumes_a_held_release_and_the_commit_says_who_and_why(
     canary: Rollout, tmp_path: Path
 ) -> None:
@@ -126,16 +205,10 @@ def test_a_promotion_that_another_commit_has_overtaken_is_no_success(
     driving.commit("m", "prod", HoldRequested(release="r-new", by="mara", reason="lunch"))
     held = driving.read_state.fn("m", "prod")
 
-    class SeesAllWell:
-        def __init__(self, *_: object, **__: object) -> None: ...
+    def somebody_is_first() -> None:
+        by_hand.commit_resume.fn("m", "prod", "somebody else was first", "paul")
 
-        def look(self) -> Look:
-            return look(held)
-
-        def keep_report(self) -> None:
-            by_hand.commit_resume.fn("m", "prod", "somebody else was first", "paul")
-
-    monkeypatch.setattr(by_hand, "Watcher", SeesAllWell)
+    monkeypatch.setattr(by_hand, "Watcher", seeing(held, somebody_is_first))
     with pytest.raises(Refused, match="not promoted: the release has changed meanwhile"):
         by_hand.commit_promotion.fn("m", "prod", None, "why", "mara")
 

@@ -9,11 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from tests.e2e.e2e_site import Site, wait_until
+from tests.e2e.e2e_site import Site, asked, prefect, wait_until
 
 Demo = tuple[Site, subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[3]
@@ -21,27 +18,6 @@ FLOWS = (
     "release", "canary", "promote", "rollback", "reconcile", "watch", "prepare", "quantize", "measure", "sign",
     "track", "release-tracked", "rescan", "scan-served", "garbage-collection",
 )  # fmt: skip
-
-
-def prefect(environment: dict[str, str], *arguments: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def asked(environment: dict[str, str], what: str) -> list[dict[str, Any]]:
-    """All that the server knows of one kind."""
-    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{what}/filter", json={}, timeout=30)
-    answer.raise_for_status()
-    return list(answer.json())
 
 
 def completed(environment: dict[str, str], flow: str) -> bool:
