@@ -128,7 +128,7 @@ def _run(
     blocks: Blocks,
 ) -> tuple[Array, Array]:
     traces, number = tracks[0][0].shape
-    evidence, proof = ShiftEvidence(grid, (traces,)), ShiftEvidence(grid, (traces,))
+    evidence, proof, other = (ShiftEvidence(grid, (traces,)) for _ in range(3))
     open_, seen = np.zeros((2, 4, traces)), np.zeros((2, 4, traces))
     since, taken = np.zeros(traces), np.zeros(traces)
     worse, within = np.full((2, traces, number), _NOTHING)
@@ -145,8 +145,10 @@ def _run(
         logs, _ = log_mean(open_[:, 0], mean, pooled, seen[:, 0])
         own, variance = log_mean(open_[:, 0], mean, scatter, seen[:, 0])
         shown = own[1] - own[0]
-        observed = shown if sized else np.minimum(shown, logs[1] - logs[0])
-        evidence.update(observed, variance.sum(axis=0), since, ready)
+        alike = logs[1] - logs[0]
+        evidence.update(np.minimum(shown, alike), variance.sum(axis=0), since, ready)
+        if sized:
+            other.update(np.maximum(shown, alike), variance.sum(axis=0), since, ready)
         if inside:
             proof.update(shown, variance.sum(axis=0), since, ready)
         taken += ready
@@ -155,7 +157,7 @@ def _run(
         above = evidence.log_e(shift.worse(bound))
         below = proof.log_e(shift.not_worse(bound)) if inside else np.full(traces, _NOTHING)
         if sized:
-            above = np.logaddexp(above, evidence.log_e(shift.better(-bound))) - np.log(2.0)
+            above = np.logaddexp(above, other.log_e(shift.better(-bound))) - np.log(2.0)
             if inside:
                 below = np.minimum(below, proof.log_e(shift.not_better(-bound)))
         worse[:, i] = np.where(taken >= MIN_BLOCKS, above, _NOTHING)

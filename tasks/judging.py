@@ -161,6 +161,7 @@ class StepJudge:
                     alpha=alpha,
                     start=parse_time(state.since).timestamp() + config.settle_s,
                     block_seconds=spec.judge.block_seconds,
+                    compared_until=self._compared_until,
                 )
             self._judge = Judge(config) if compared else None
         else:
@@ -214,8 +215,10 @@ class StepJudge:
         return self._decided
 
     def look(self, now: float | None) -> JudgeReport | None:
+        # That a control which has ended is silent is no outage.
+        moment = now if now is None else min(now, self._compared_until)
         with _judgeable():
-            compared = self._judge.look(now) if self._judge is not None else None
+            compared = self._judge.look(moment) if self._judge is not None else None
             levels = self._objectives.report() if self._objectives is not None else None
         if levels is not None and compared is None:
             levels = without_control(levels)

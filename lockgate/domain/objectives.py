@@ -18,6 +18,8 @@ from lockgate.domain.trace import TRACKS, RequestRow, Scrape, Track
 MINIMUM_REQUESTS = 20
 _STAKES = (0.1, 0.25, 0.5, 0.9)
 """Parts of the largest bet that cannot lose more than all; their mixture needs no guess at how bad it is."""
+_RICHEST = 1e300
+"""More is not needed, and would leave the range of floats."""
 _REQUESTS = "envoy_cluster_upstream_rq_total"
 _ERRORS = 'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}'
 _HISTOGRAMS = {
@@ -36,17 +38,25 @@ class _Bet:
     total: float = 0.0
     pending: tuple[float, float] = (0.0, 0.0)
 
+    def forget(self) -> None:
+        """Evidence so far counts no more. To lose money is always allowed, so that alpha holds all the same."""
+        self.wealth = [min(wealth, 1.0) for wealth in self.wealth]
+        self.largest, self.beyond, self.total = 1.0, 0.0, 0.0
+
     def close(self) -> None:
         """Bet on the block that has just ended."""
         beyond, total = self.pending
         self.pending = (0.0, 0.0)
+        # a gateway that finds no upstream counts the 503 but no upstream request: it is a request too
+        total = max(total, beyond)
         if not total:
             return
         self.beyond += beyond
         self.total += total
         share = min(1.0, beyond / total)
         for index, stake in enumerate(_STAKES):
-            self.wealth[index] *= 1.0 + stake / self.allowed * (share - self.allowed)
+            won = 1.0 + stake / self.allowed * (share - self.allowed)
+            self.wealth[index] = min(self.wealth[index] * won, _RICHEST)
         self.largest = max(self.largest, sum(self.wealth) / len(self.wealth))
 
 
@@ -54,12 +64,21 @@ class Objectives:
     """Everything derived from a trace so far. Pure: the same records give the same report."""
 
     def __init__(
-        self, levels: ServiceLevels, *, alpha: float, start: float, block_seconds: float
+        self,
+        levels: ServiceLevels,
+        *,
+        alpha: float,
+        start: float,
+        block_seconds: float,
+        compared_until: float = math.inf,
     ) -> None:
         self.levels = levels
         self._alpha = alpha
         self._start = start
         self._block = block_seconds
+        self._compared_until = compared_until
+        self._alone = False
+        """Whether there is no control any more."""
         self._closed = 0
         self._now: float | None = None
         self._latencies: dict[str, LatencyObjective] = {
@@ -122,10 +141,20 @@ class Objectives:
             bet.close()
         if self._failed is not None:
             return
+        if not self._alone and self._start + self._closed * self._block > self._compared_until:
+            for name in self._names:
+                if self._breaks(self._bets["baseline", name]):
+                    # What both shared is no word on the new version; what it does from now on is its own.
+                    self._bets["canary", name].forget()
+            self._alone = True
         for name in self._names:
             bet, control = self._bets["canary", name], self._bets["baseline", name]
             enough = bet.total >= MINIMUM_REQUESTS
-            if enough and bet.largest >= self._threshold and not self._breaks(control):
+            if (
+                enough
+                and bet.largest >= self._threshold
+                and (self._alone or not self._breaks(control))
+            ):
                 self._failed = (self._start + self._closed * self._block, name)
 
     @property

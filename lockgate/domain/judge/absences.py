@@ -14,11 +14,16 @@ HEALTHY_MEMBERS = "envoy_cluster_membership_healthy"
 """Servers of the track that the gateway holds to be healthy."""
 
 
+_RECENT = 20.0
+"""Seconds for which a gateway's word counts."""
+
+
 class Absences:
     """By the gateway's own word, scrape by scrape."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, bool]] = {}
+        self._told: dict[str, tuple[float, bool]] = {}
         self._stretches: list[tuple[float, float]] = []
 
     def notice(self, scrape: Scrape) -> None:
@@ -26,7 +31,13 @@ class Absences:
         healthy = scrape.gauges.get(HEALTHY_MEMBERS)
         if scrape.track != "baseline" or healthy is None:
             return
-        absent = healthy <= 0
+        # Several gateways: it is absent once none of them has a server for it.
+        absent = healthy <= 0 and all(
+            none
+            for other, (at, none) in self._told.items()
+            if other != scrape.instance and scrape.time - at <= _RECENT
+        )
+        self._told[scrape.instance] = (scrape.time, healthy <= 0)
         before, was_absent = self._last.get(scrape.instance, (scrape.time, False))
         if absent or was_absent:
             if self._stretches and self._stretches[-1][1] >= before:

@@ -101,6 +101,7 @@ def _finished(reason: str) -> str:
 GATEWAY_TTFB = "gateway:time_to_first_byte_seconds"
 GATEWAY_REQUESTS = "gateway:requests_total"
 GATEWAY_SERVER_ERRORS = 'gateway:responses_total{code_class="5"}'
+GATEWAY_CLIENT_ERRORS = 'gateway:responses_total{code_class="4"}'
 """What request rows are turned into, so that metrics can name them like scraped samples."""
 
 DEFAULT_METRICS: Mapping[str, MetricConfig] = {
@@ -152,6 +153,17 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
         events=(
             ('envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}',),
             (GATEWAY_SERVER_ERRORS,),
+        ),
+        trials=(("envoy_cluster_upstream_rq_total",), (GATEWAY_REQUESTS,)),
+    ),
+    # An engine counts no request that it refuses: a chat template that is broken, a context that is too short for some.
+    "gateway_refusals": MetricConfig(
+        kind=MetricKind.RATIO,
+        margin=0.005,
+        weight=0.05,
+        events=(
+            ('envoy_cluster_upstream_rq_xx{envoy_response_code_class="4"}',),
+            (GATEWAY_CLIENT_ERRORS,),
         ),
         trials=(("envoy_cluster_upstream_rq_total",), (GATEWAY_REQUESTS,)),
     ),

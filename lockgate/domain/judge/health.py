@@ -11,6 +11,7 @@ crashed as a whole, whatever its instances' own metrics do or do not say.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from lockgate.domain.judge.absences import HEALTHY_MEMBERS
@@ -27,6 +28,7 @@ class _Life:
     joined: bool
     """Whether its track was there for a block's time before it."""
     down_since: float | None = None
+    last_down: float = -math.inf
     counted_down: bool = False
     engine: bool = False
     last_up: float | None = None
@@ -118,6 +120,7 @@ class HealthWatch:
             return  # a gateway that is down is no crash of the version behind it; its silence is an outage
         if life.down_since is None:
             life.down_since = scrape.time
+        life.last_down = scrape.time
         gone = scrape.time - life.down_since
         if not life.counted_down and gone >= self.config.down_after_s and gone > 0:
             life.counted_down = True
@@ -128,7 +131,8 @@ class HealthWatch:
             value > 0 and any(matches(selector, name) for selector in _BUSY)
             for name, value in scrape.gauges.items()
         )
-        moved = bool(increments.counters or increments.histograms)
+        # what the server counts of its pages (a list of models, a refused request) is no progress of the engine
+        moved = any(n.startswith("vllm:") for n in (*increments.counters, *increments.histograms))
         if not busy or moved:
             life.idle_since, life.stalled = None, False
             return
@@ -149,10 +153,13 @@ class HealthWatch:
         """Incidents of a track from a time on."""
         return [i for i in self.incidents if i.track == track and i.time >= since]
 
-    def going_down(self, track: Track) -> int:
+    def going_down(self, track: Track, now: float) -> int:
         """Instances that were last seen down, and not yet for so long that it counts."""
         return sum(
-            life.track == track and life.down_since is not None and not life.counted_down
+            life.track == track
+            and life.down_since is not None
+            and not life.counted_down
+            and now - life.last_down <= self.config.outage_after_s
             for life in self._lives.values()
         )
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from lockgate.domain.judge.absences import Absences
 from lockgate.domain.judge.blocks import BlockEnds
 from lockgate.domain.judge.config import (
+    GATEWAY_CLIENT_ERRORS,
     GATEWAY_REQUESTS,
     GATEWAY_SERVER_ERRORS,
     GATEWAY_TTFB,
@@ -111,6 +112,8 @@ class Judge:
         increments = Increments({GATEWAY_REQUESTS: 1.0}, since=row.time, until=row.time)
         if row.status >= 500 or row.status == 0:
             increments.counters[GATEWAY_SERVER_ERRORS] = 1.0
+        elif row.status >= 400:
+            increments.counters[GATEWAY_CLIENT_ERRORS] = 1.0
         elif row.ttfb is not None:
             increments.histograms[GATEWAY_TTFB] = Moments(1.0, row.ttfb, row.ttfb, row.ttfb**2)
         presence = Scrape(

@@ -187,10 +187,10 @@ class Ratios(Pool):
         self._claims = Claim.together([claim for member in members for claim in member.claims])
         grid = NuisanceGrid.together([members[i].grid for i in self._member.tolist()])
         self._shifts = ShiftEvidence(grid, (self._member.size,))
-        self._described = np.array([begin for begin, _ in self._rows])
+        sized = [member.metric.kind is MetricKind.SIZE for member in members]
+        self._described = np.array([b + s for (b, _), s in zip(self._rows, sized, strict=True)])
         """The rows that estimates and intervals are made of: of the blocks at any load."""
         self._described_grid = NuisanceGrid.together([member.grid for member in members])
-        self._latency = np.array([m.metric.kind is MetricKind.LATENCY for m in members])
 
     def weigh(self) -> None:
         blocks = [member.block or _NO_BLOCK for member in self._members]
@@ -204,11 +204,13 @@ class Ratios(Pool):
         shown, alike = logs[..., 1] - logs[..., 0]
         # A few very slow requests make a track scatter, and the log of its mean is put right by more than it lies low: what
         # only that makes of a difference is not held against the canary.
-        held = np.where(self._latency, np.minimum(shown, alike), shown)
+        less, more = np.minimum(shown, alike), np.maximum(shown, alike)
         # Evidence of being within the margin is that of the blocks at no less load than the baseline's alone.
         proof = self._claims.beyond.astype(int)
+        # 0 and 1: "worse" and its proof; 2: "better" (a length may be wrong to either side)
+        side = np.where(self._claims.beyond, 1, np.where(np.isinf(self._claims.high), 2, 0))
         self._shifts.update(
-            np.stack([held, shown])[proof, self._member],
+            np.stack([less, shown, more])[side, self._member],
             variances[0].sum(axis=-1)[self._member],
             since[self._member, proof],
             fresh[self._member, proof],

@@ -58,6 +58,8 @@ class Standing:
     @property
     def canary_requests(self) -> float:
         """Requests that the canary finished (as its engine says, else as the gateway says)."""
+        if self.finished["baseline"] > 0:
+            return self.finished["canary"]
         return self.finished["canary"] or self.arrivals["canary"]
 
     @cached_property
@@ -199,7 +201,7 @@ def _crashes(standing: Standing, name: str) -> MetricVerdict:
     found = {t: standing.health.of(t, standing.start) for t in TRACKS}
     n_canary, n_baseline = len(found["canary"]), len(found["baseline"])
     # A baseline that goes down at the same moment may be told of a line later: what takes both is nobody's.
-    n_baseline += standing.health.going_down("baseline")
+    n_baseline += standing.health.going_down("baseline", standing.now)
     if n_canary > n_baseline or _dead(standing, found["canary"]):
         verdict, reason = Verdict.FAIL, "; ".join(i.what for i in found["canary"])
     elif n_canary:
