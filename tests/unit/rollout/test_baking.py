@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
 
 from lockgate.domain.objectives import Objectives
-from lockgate.domain.rollout.transitions import parse_time
+from lockgate.domain.rollout.transitions import parse_time, rfc3339
 from lockgate.domain.spec import LatencyObjective, ServiceLevels
 from lockgate.domain.trace import Histogram, Scrape, Track
 from tasks.judging import StepJudge
@@ -65,6 +69,67 @@ def test_an_objective_that_the_control_breaks_too_is_not_blamed_on_the_new_versi
             judged.observe(scrape)
     assert judged.report().verdict == "insufficient_data"
     assert "by the control too" in judged.report().reasons[0]
+
+
+def gateway(track: Track, at: float, total: float, errors: float) -> Scrape:
+    """All that a gateway counted of a track."""
+    counters = {
+        "envoy_cluster_upstream_rq_total": total,
+        'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}': errors,
+    }
+    return Scrape(at, track, "gateway", True, counters)
+
+
+def test_an_objective_that_is_broken_for_hours_stays_broken() -> None:
+    judged = objectives()
+    for second in range(4000):
+        judged.observe(gateway("canary", float(second), 10.0 * second, 10.0 * second))
+    assert judged.report().verdict == "fail"
+    assert judged.report().decided_at == pytest.approx(10, abs=5)
+
+
+def test_requests_for_which_there_was_no_server_left_are_requests_too() -> None:
+    judged = objectives()
+    for second in range(400):
+        lost = max(0, second - 100)
+        judged.observe(gateway("canary", float(second), 10.0 * min(second, 100), 10.0 * lost))
+    report = judged.report()
+    assert report.verdict == "fail"
+    assert report.decided_at is not None and report.decided_at < 160
+
+
+def test_a_control_that_has_ended_excuses_nothing_that_comes_after_it() -> None:
+    """And what both shared before it ended stays excused."""
+    for ill in (False, True):
+        judged = Objectives(LEVELS, alpha=0.01, start=0.0, block_seconds=5.0, compared_until=60.0)
+        for second in range(900):
+            shared = 0.5 * 10 * min(second, 60)
+            since = 5.0 * max(0, second - 60) if ill else 0.0
+            judged.observe(gateway("canary", float(second), 10.0 * second, shared + since))
+            until = 10.0 * min(second, 55)
+            judged.observe(gateway("baseline", float(second), until, 0.5 * until))
+        assert (judged.report().verdict == "fail") is ill
+
+
+def test_a_control_that_has_ended_is_no_want_of_metrics() -> None:
+    state = in_bake().state
+    assert state.since is not None and state.canary is not None
+    start = parse_time(state.since).timestamp()
+    ended = rfc3339(datetime.fromtimestamp(start + 100, UTC))
+    spec = state.canary.model_copy(update={"bake_seconds": 3600})
+    changes = {"canary": spec, "weight": 0, "control_ended": ended}
+    judge = StepJudge(state.model_copy(update=changes))
+    control = [
+        replace(s, counters={name: round(value / 19) for name, value in s.counters.items()})
+        for s in scrapes("baseline", start, 100)
+    ]
+    seen = [*control, *scrapes("canary", start, 1200)]
+    for scrape in sorted(seen, key=lambda scrape: scrape.time):
+        judge.observe(scrape)
+    report = judge.look(start + 1200)
+    assert report is not None
+    assert report.verdict == "insufficient_data"
+    assert not any("no usable metrics" in reason for reason in report.reasons)
 
 
 def test_lines_that_come_twice_change_nothing() -> None:
