@@ -72,8 +72,8 @@ class Judge:
         return self._now
 
     def observe(self, record: Scrape | RequestRow) -> None:
-        """Take one record. Records of one instance must come in order of time; one that is older
-        than what the instance has shown already (a duplicated or reordered line) is ignored."""
+        """Take one record. Scrapes of one instance must come in order of time; one that is no newer
+        than what the instance has shown already (a duplicated or reordered line) is ignored. Of request rows each counts."""
         key = (record.track, record.instance)
         if isinstance(record, Scrape):
             if record.time <= self._times.get(key, -math.inf):
