@@ -54,8 +54,7 @@ def watch(seconds: float, environment: str = "local") -> None:
             logger.warning("%s", error)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ):  # a lost lease is none of Exception's; and who else would drive the other releases?
+        # A lost lease is none of Exception's; and who else would drive the other releases?
+        except BaseException:
             logger.exception("this look has failed: the next one is in %.0f s", seconds)
         time.sleep(seconds)

@@ -151,8 +151,9 @@ def _just_looked_at(workspace: Workspace, state: ReleaseState) -> bool:
     if state.canary is None or state.phase not in (Phase.AWAITING_APPROVAL, Phase.HELD):
         return False
     newest = newest_entry(workspace.layout.trace(state.model, state.environment, state.began))
-    # Of what stands in the future nobody knows when it was written.
-    return newest is not None and 0 <= time.time() - newest < state.canary.outage_budget_seconds / 4
+    # Where a fail waits for a slot to go back to, it waits no longer than this. What stands in the future says nothing.
+    moment = min(30.0, state.canary.outage_budget_seconds / 4)
+    return newest is not None and 0 <= time.time() - newest < moment
 
 
 class _Told:

@@ -65,7 +65,8 @@ class StepMetrics:
             self._seen = -math.inf
             self._saw(self._began)
             self._open()
-        self._left_standing = state.phase is Phase.HELD and state.handing_over
+        stands = state.phase is Phase.HELD and state.leaving is None
+        self._left_standing = stands and state.handing_over
         """Replicas stopped changing hands half-way, and stay so: nobody judges that."""
         if self._left_standing and state.since is not None:
             self._seen = min(parse_time(state.since).timestamp(), self._now())
