@@ -67,14 +67,14 @@ class KubernetesCluster:
         self._models = ModelReader(self._reader, namespace(environment))
 
     def status(self) -> ClusterStatus:
-        models, unreadable = {}, []
+        models, unreadable = {}, {}
         for name in sorted(self._models.models()):
             try:
                 models[name] = self._models.observe(name, self._url(name)).status
             except ClusterError as error:
                 # One model's broken objects keep nobody from seeing the others.
                 logger.warning("%s", error.message)
-                unreadable.append(error.message)
+                unreadable[name] = error.message
         head, synced, trouble = None, None, None
         if self._agent is not None:
             try:
@@ -91,9 +91,10 @@ class KubernetesCluster:
             head=head,
             synced=synced,
             fetched=None,
-            sync_error="; ".join([*([trouble] if trouble else []), *unreadable]) or None,
+            sync_error=trouble,
             gateway=GatewayStatus(),
             models=models,
+            unreadable=unreadable,
         )
 
     def slot_status(self, model: str, slot: Slot | str) -> SlotStatus | None:

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 from prefect.cache_policies import NO_CACHE
 
 from lockgate.domain.release_state import Outcome, Phase, ReleaseState
-from lockgate.domain.rollout import AbortRequested, HoldLifted, Promotion, Transition, advance
+from lockgate.domain.rollout import (
+    AbortRequested,
+    HoldLifted,
+    Promotion,
+    Transition,
+    TransitionKind,
+    advance,
+)
 from lockgate.errors import Refused, UsageError
 from tasks.driving import ENDINGS, commit, committed, describe
 from tasks.retries import TRANSIENT
@@ -168,7 +175,7 @@ def commit_promotion(
             if made is None:
                 why = result.wait.reason if result.wait is not None else describe(result.state)
                 raise Refused(f"not promoted: the release has changed meanwhile: {why}")
-            if made.kind in ENDINGS:
+            if made.kind in (*ENDINGS, TransitionKind.HAND_BACK):
                 raise Refused(f"not promoted: {made.reason or made.subject}")
             return result.state
         if answer.stale or time.monotonic() > deadline:
@@ -193,14 +200,15 @@ def _under_way(state: ReleaseState) -> str:
 
 def _was_promoted(state: ReleaseState, held: ReleaseState, step: int | None) -> bool:
     """Whether the very next commit after the hold was the promotion that was asked for."""
-    if state.generation != held.generation + 1 or state.phase is Phase.HELD:
+    goes_on = state.phase in (Phase.CANARY, Phase.BAKING, Phase.STABLE) and state.leaving is None
+    if state.generation != held.generation + 1 or not goes_on:
         return False
     if state.release_under_way != held.release_under_way:
         return False
     steps = len(held.canary.steps) if held.canary is not None else 0
     if step is not None and step <= steps:
         return state.step == step - 1
-    return state.step is None or state.handing_over
+    return state.baking or state.phase is Phase.STABLE or state.lent > held.lent
 
 
 def _held(model: str, environment: str) -> ReleaseState:

@@ -47,7 +47,7 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
     if state.step is None:
         raise ValueError(f"phase {state.phase} is not a canary step")
     step = spec.steps[state.step]
-    return _config(
+    config = _config(
         spec,
         step.margins.on(spec.margins),
         pass_rule=PassRule.NONINFERIOR if step.judge_latency else PassRule.NO_HARM,
@@ -59,6 +59,16 @@ def judge_config(state: ReleaseState) -> JudgeConfig:
         time_budget_s=max(step.max_seconds, step.min_seconds, 1.0),
         canary_weight=0.5 if state.fresh_baseline and step.weight else _share(step),
     )
+    if step.traffic != "header":
+        return config
+    # Who asks by header asks for other things than everybody, and may mean to ask in vain.
+    crashes_only = {
+        name: metric
+        if metric.kind is MetricKind.CRASH
+        else metric.model_copy(update={"criticality": Criticality.ADVISORY})
+        for name, metric in config.metrics.items()
+    }
+    return config.model_copy(update={"metrics": crashes_only})
 
 
 def _share(step: CanaryStep) -> float | None:
@@ -150,6 +160,7 @@ class StepJudge:
         self._judge: Judge | None = None
         self._decided: JudgeReport | None = None
         both = False
+        bake_ends = parse_time(state.resumed or state.since).timestamp() + spec.bake_seconds
         if self._baking:
             compared = state.weight > 0 or state.control_ended is not None
             both = compared and not spec.slos.empty
@@ -161,7 +172,10 @@ class StepJudge:
                     alpha=alpha,
                     start=parse_time(state.since).timestamp() + config.settle_s,
                     block_seconds=spec.judge.block_seconds,
-                    compared_until=self._compared_until,
+                    # At the end of the bake the control ends too: what both shared until then stays shared.
+                    compared_until=(
+                        self._compared_until if self._compared_until < bake_ends else math.inf
+                    ),
                 )
             self._judge = Judge(config) if compared else None
         else:

@@ -63,7 +63,7 @@ def _seen(seen: ClusterStatus | str, model: str, slot: Slot) -> str:
         return seen
     status = seen.slot(model, slot.value)
     if status is None:
-        return "not there yet"
+        return seen.unreadable.get(model, "not there yet")
     text = f"{status.updated}/{status.desired} ready"
     if status.restarts:
         text += f", {status.restarts} restarts"

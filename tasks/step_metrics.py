@@ -68,8 +68,9 @@ class StepMetrics:
         stands = state.phase is Phase.HELD and state.leaving is None
         self._left_standing = stands and state.handing_over
         """Replicas stopped changing hands half-way, and stay so: nobody judges that."""
-        if self._left_standing and state.since is not None:
-            self._seen = min(parse_time(state.since).timestamp(), self._now())
+        stopped = state.resumed or state.since
+        if self._left_standing and stopped is not None:
+            self._seen = min(parse_time(stopped).timestamp(), self._now())
 
     def unseen_seconds(self) -> float:
         """How long nothing has been observed."""

@@ -158,10 +158,14 @@ class Watcher:
 
     def _status(self) -> ClusterStatus | None:
         try:
-            return self.cluster.status()
+            status = self.cluster.status()
         except LockgateError as error:
             logger.warning("the cluster cannot be observed: %s", error.message)
             return None
+        why = status.unreadable.get(self.state.model)
+        if why is not None:
+            logger.warning("the cluster cannot be observed: %s", why)
+        return status if why is None else None
 
     def _slots(self, status: ClusterStatus | None) -> Slots:
         model = status.models.get(self.state.model) if status is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from lockgate.domain.base import Frozen
 from lockgate.domain.release_state import ReleaseState, Slot
 
@@ -131,6 +133,8 @@ class ClusterStatus(Frozen):
     sync_error: str | None
     gateway: GatewayStatus
     models: dict[str, ModelStatus]
+    unreadable: dict[str, str] = Field(default_factory=dict)
+    """Models of which nothing can be said, and why."""
 
     def slot(self, model: str, slot: str) -> SlotStatus | None:
         found = self.models.get(model)

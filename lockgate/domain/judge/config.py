@@ -156,14 +156,18 @@ DEFAULT_METRICS: Mapping[str, MetricConfig] = {
         ),
         trials=(("envoy_cluster_upstream_rq_total",), (GATEWAY_REQUESTS,)),
     ),
-    # An engine counts no request that it refuses: a chat template that is broken, a context that is too short for some.
+    # An engine counts no request that it refuses: a chat template that is broken, a context that is too short for some. With the
+    # errors, since a version that answers 400 where the one before broke down is no worse.
     "gateway_refusals": MetricConfig(
         kind=MetricKind.RATIO,
         margin=0.005,
         weight=0.05,
         events=(
-            ('envoy_cluster_upstream_rq_xx{envoy_response_code_class="4"}',),
-            (GATEWAY_CLIENT_ERRORS,),
+            (
+                'envoy_cluster_upstream_rq_xx{envoy_response_code_class="4"}',
+                'envoy_cluster_upstream_rq_xx{envoy_response_code_class="5"}',
+            ),
+            (GATEWAY_CLIENT_ERRORS, GATEWAY_SERVER_ERRORS),
         ),
         trials=(("envoy_cluster_upstream_rq_total",), (GATEWAY_REQUESTS,)),
     ),

@@ -43,6 +43,8 @@ class Incident:
     time: float
     track: Track
     what: str
+    since: float = math.nan
+    """When it began, as far as was seen."""
 
 
 @dataclass
@@ -124,7 +126,8 @@ class HealthWatch:
         gone = scrape.time - life.down_since
         if not life.counted_down and gone >= self.config.down_after_s and gone > 0:
             life.counted_down = True
-            self._add(scrape, f"instance {scrape.instance} was down for {gone:.0f} s")
+            what = f"instance {scrape.instance} was down for {gone:.0f} s"
+            self._add(scrape, what, life.down_since)
 
     def _stall(self, scrape: Scrape, increments: Increments, life: _Life) -> None:
         busy = any(
@@ -146,20 +149,21 @@ class HealthWatch:
                 f"instance {scrape.instance} had requests and made no progress for {still:.0f} s",
             )
 
-    def _add(self, scrape: Scrape, what: str) -> None:
-        self.incidents.append(Incident(scrape.time, scrape.track, what))
+    def _add(self, scrape: Scrape, what: str, since: float | None = None) -> None:
+        began = scrape.time if since is None else since
+        self.incidents.append(Incident(scrape.time, scrape.track, what, began))
 
     def of(self, track: Track, since: float) -> list[Incident]:
         """Incidents of a track from a time on."""
         return [i for i in self.incidents if i.track == track and i.time >= since]
 
-    def going_down(self, track: Track, now: float) -> int:
-        """Instances that were last seen down, and not yet for so long that it counts."""
+    def going_down(self, track: Track, at: float) -> int:
+        """Instances that were last seen down, not yet for so long that it counts, and not long before `at`."""
         return sum(
             life.track == track
             and life.down_since is not None
             and not life.counted_down
-            and now - life.last_down <= self.config.outage_after_s
+            and at - life.last_down <= self.config.outage_after_s
             for life in self._lives.values()
         )
 

@@ -201,7 +201,8 @@ def _crashes(standing: Standing, name: str) -> MetricVerdict:
     found = {t: standing.health.of(t, standing.start) for t in TRACKS}
     n_canary, n_baseline = len(found["canary"]), len(found["baseline"])
     # A baseline that goes down at the same moment may be told of a line later: what takes both is nobody's.
-    n_baseline += standing.health.going_down("baseline", standing.now)
+    began = found["canary"][-1].since if found["canary"] else standing.now
+    n_baseline += standing.health.going_down("baseline", began)
     if n_canary > n_baseline or _dead(standing, found["canary"]):
         verdict, reason = Verdict.FAIL, "; ".join(i.what for i in found["canary"])
     elif n_canary:

@@ -235,6 +235,9 @@ def hold(
         "held_from": state.phase,
         "held_reason": reason,
     }
+    if state.handing_over:
+        # From now on nobody judges it: the budget for that begins.
+        changes["resumed"] = rfc3339(scene.now)
     if verdict is not None:
         changes["verdicts"] = (*state.verdicts, verdict)
     return transition(

@@ -117,6 +117,25 @@ def test_a_baseline_pod_that_went_long_ago_excuses_no_crash_of_the_canary() -> N
     assert report.verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("first", TRACKS)
+@pytest.mark.parametrize("gap", [2, 15, 35])
+def test_what_takes_both_tracks_is_nobodys_however_seldom_they_are_looked_at(
+    gap: int, first: str
+) -> None:
+    """Of a held release there may be half a minute between two looks."""
+
+    def lines() -> Iterator[str]:
+        yield from trace(Server(rate=2), Server(rate=2), 60, 5)
+        for look in range(4):
+            for track in sorted(TRACKS, key=lambda track: track != first):
+                row = {"time": 61.0 + look * gap, "track": track}
+                yield json.dumps({**row, "instance": f"{track}-0", "up": False})
+                counters = {TOTAL: 200.0}
+                yield json.dumps({**row, "instance": "gateway", "up": True, "counters": counters})
+
+    assert judge_lines(lines(), EQUAL).verdict is not Verdict.FAIL
+
+
 BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 

@@ -111,6 +111,31 @@ def test_a_control_that_has_ended_excuses_nothing_that_comes_after_it() -> None:
         assert (judged.report().verdict == "fail") is ill
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_what_both_shared_to_the_end_of_the_bake_rolls_nothing_back_after_it(
+    early: bool,
+) -> None:
+    """The control ends with the bake. Where it ended early (its last replica died), the new version answers for itself."""
+    state = in_bake().state
+    assert state.since is not None and state.canary is not None
+    start = parse_time(state.since).timestamp()
+    spec = state.canary.model_copy(
+        update={"slos": LEVELS, "bake_seconds": 300, "control_percent": 5}
+    )
+    ended_at = 100 if early else 300
+    ended = rfc3339(datetime.fromtimestamp(start + ended_at, UTC))
+    judge = StepJudge(
+        state.model_copy(update={"canary": spec, "weight": 0, "control_ended": ended})
+    )
+    for second in range(0, 700, 2):
+        for track, rate, until in (("canary", 19.0, 700), ("baseline", 1.0, ended_at)):
+            total = rate * min(second, until)
+            judge.observe(gateway(track, start + second, total, total * 0.15))
+    report = judge.look(start + 700)
+    assert report is not None
+    assert (report.verdict == "fail") is early
+
+
 def test_a_control_that_has_ended_is_no_want_of_metrics() -> None:
     state = in_bake().state
     assert state.since is not None and state.canary is not None

@@ -16,12 +16,14 @@ from flows import reconcile
 from lockgate.adapters.kube.api import Listing
 from lockgate.domain.cluster import MODEL_LABEL, ClusterStatus, ModelStatus, PodStatus, SlotStatus
 from lockgate.domain.judge import Judge
+from lockgate.domain.release_state import Slot
 from lockgate.domain.rollout import Transition, advance
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanaryStep, Strategy
 from serving.kubernetes_cluster import Gateway, KubernetesCluster
 from serving.smoke import DegenerateAnswer
 from tasks import step_metrics, watching
+from tasks.status import _seen
 from tests.unit.rollout.test_baking import scrapes
 from tests.unit.rollout.test_watching import watched
 from tests.unit.rollout.world import REPLICAS, SPEC, candidate, fit, in_canary, serving_one
@@ -132,13 +134,17 @@ def test_replicas_that_stop_changing_hands_are_not_left_where_nobody_judges_them
     assert release.state.handing_over
     held = release.after(1000).sees(b=fit(release.state.b, sized=False))
     assert isinstance(held, Transition) and held.state.phase.value == "held"
-    began = parse_time(str(held.state.since)).timestamp()
-    clock = SimpleNamespace(time=lambda: began + 500, monotonic=time.monotonic)
+    assert held.state.resumed is not None
+    began = parse_time(held.state.resumed).timestamp()
+    clock = SimpleNamespace(time=lambda: began + 5, monotonic=time.monotonic)
     monkeypatch.setattr(step_metrics, "time", clock)
-    # A driver of a moment, as a schedule starts it.
-    for _ in range(2):
-        look = watched(tmp_path, held.state).look()
-    assert look.blind_seconds > spec.outage_budget_seconds
+    looks = []
+    # Drivers of a moment, as a schedule starts them.
+    for seconds in (5, 500, 500):
+        clock.time = lambda seconds=seconds: began + seconds
+        looks.append(watched(tmp_path, held.state).look())
+    assert [look.blind_seconds for look in looks] == [5, 500, 500]
+    look = looks[-1]
     back = release.after(500).sees(
         b=fit(release.state.b, sized=False), blind_seconds=look.blind_seconds
     )
@@ -167,4 +173,15 @@ def test_another_models_broken_objects_keep_nobody_from_seeing_this_one() -> Non
     gateway = Gateway("http://g", None, "c", "")
     status = KubernetesCluster("prod", remote="r", gateway=gateway, reader=reader).status()
     assert list(status.models) == ["m"]
-    assert status.sync_error is not None and "other" in status.sync_error
+    assert "2 HTTPRoutes" in status.unreadable["other"]
+
+
+def test_a_model_that_cannot_be_read_is_unobserved_and_the_status_says_why(tmp_path: Path) -> None:
+    state = in_canary(SPEC).state
+    status = ClusterStatus.model_construct(models={}, unreadable={"m": "2 HTTPRoutes"})
+    watcher = watched(tmp_path, state)
+    watcher.cluster = SimpleNamespace(
+        status=lambda: status, scrape_targets=lambda _: pytest.fail("blind, and asks for metrics")
+    )  # type: ignore[assignment]
+    assert watcher.look().verdict is None
+    assert _seen(status, "m", Slot.A) == "2 HTTPRoutes"

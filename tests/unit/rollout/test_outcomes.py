@@ -9,10 +9,11 @@ import pytest
 from lockgate.domain.digests import Digest
 from lockgate.domain.gates import GateReport
 from lockgate.domain.release_state import Phase, ReleaseState
-from lockgate.domain.rollout import start
+from lockgate.domain.rollout import AbortRequested, HoldRequested, start
 from lockgate.domain.spec import Recipe
 from lockgate.domain.steps import ReleaseOutcome
-from tasks import releasing
+from lockgate.errors import Refused
+from tasks import by_hand, releasing
 from tests.unit.rollout.world import (
     SPEC_WITH_APPROVAL,
     candidate,
@@ -64,3 +65,28 @@ def test_a_second_attempt_that_waits_is_not_called_what_the_first_one_was() -> N
     assert release.state.phase is Phase.AWAITING_APPROVAL
     outcome = concluded(begun, release.state)
     assert (outcome.result, outcome.release, outcome.accepted) == ("waiting", "r-new-2", True)
+
+
+@pytest.mark.parametrize("what", ["the judge", "a colleague", "an outage"])
+def test_a_promotion_by_hand_that_a_rollback_has_overtaken_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    release = in_canary()
+    release.after(5).observes(HoldRequested(release="r-new", by="mara", reason="lunch"))
+    held = release.state
+    if what == "the judge":
+        release.after(5).hears("fail")
+    elif what == "a colleague":
+        asked = AbortRequested(
+            release="r-new", by="paul", reason="INCIDENT", deny=True, a=fit(held.a), b=fit(held.b)
+        )
+        release.observes(asked)
+    else:
+        release.sees(blind_seconds=500)
+    ended = release.state
+    assert ended.generation == held.generation + 1
+    gitops = SimpleNamespace(sync=lambda: None, read_state=lambda *_: ended)
+    workspace = SimpleNamespace(current=lambda: SimpleNamespace(gitops=gitops))
+    monkeypatch.setattr(by_hand, "Workspace", workspace)
+    with pytest.raises(Refused, match="not promoted"):
+        by_hand.commit_promotion.fn("m", "prod", None, "good", "mara", held)

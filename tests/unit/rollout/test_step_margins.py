@@ -13,6 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from lockgate.cli import main
+from lockgate.domain.judge import Criticality
+from lockgate.domain.judge.config import MetricKind
 from lockgate.domain.release_state import ReleaseState, Restoring
 from lockgate.domain.rollout.transitions import parse_time
 from lockgate.domain.spec import CanarySpec, CanaryStep, JudgeMargins, StepMargins
@@ -114,3 +116,13 @@ def test_the_same_trace_is_within_one_steps_margin_and_beyond_anothers_and_the_c
         for name, step in (("wide", wide), ("narrow", narrow))
     ]
     assert words == ["pass", "fail"]
+
+
+def test_in_a_step_by_header_nothing_but_a_crash_fails_a_canary() -> None:
+    """Who asks by header asks for other things than everybody."""
+    header = STEPS[0].model_copy(update={"traffic": "header", "weight": 0})
+    state = in_canary(OWN.model_copy(update={"steps": (header, *STEPS)})).state
+    metrics = judge_config(state).metrics
+    assert {m.kind for m in metrics.values() if m.criticality is not Criticality.ADVISORY} == {
+        MetricKind.CRASH
+    }
