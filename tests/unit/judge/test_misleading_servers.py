@@ -136,6 +136,21 @@ def test_what_takes_both_tracks_is_nobodys_however_seldom_they_are_looked_at(
     assert judge_lines(lines(), EQUAL).verdict is not Verdict.FAIL
 
 
+def test_bounds_that_no_server_means_end_no_judge_and_the_rest_is_judged() -> None:
+    """Their squares are beyond a float."""
+
+    def lies(row: dict[str, Any]) -> dict[str, Any]:
+        if row["instance"] == "canary-0":
+            total = row["time"] * 3
+            found = {"le": [1e200, "+Inf"], "cumulative": [0, total], "sum": 0.2 * total}
+            row["histograms"]["vllm:request_queue_time_seconds"] = found
+        return row
+
+    slow = Server(rate=3, ttft=1.5, itl=0.4)
+    rows = trace(Server(rate=3), slow, 120, 6, edit=lies)
+    assert judge_lines(rows, EQUAL).verdict is Verdict.FAIL
+
+
 BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
